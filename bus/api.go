@@ -45,8 +45,6 @@ type UserCredential struct {
 	Sign    func(nonce []byte) ([]byte, error)
 }
 
-type Conn struct{}
-
 func Connect(ctx context.Context, cfg Config) (*Conn, error) { return nil, errStub }
 func (c *Conn) Welcome() Welcome                             { return Welcome{} }
 func (c *Conn) Close() error                                 { return nil }
@@ -95,7 +93,6 @@ type Caller struct {
 }
 
 // Control is the API server's connection: accounts CONTROL, AUTH and SYS.
-type Control struct{}
 type ControlConfig struct {
 	URL           string
 	Server        *Embedded
@@ -107,6 +104,8 @@ type ControlConfig struct {
 
 func OpenControl(ctx context.Context, cfg ControlConfig) (*Control, error) { return nil, errStub }
 func (c *Control) Close() error                                            { return nil }
+
+// Serve returns as soon as the server has the subscription, and answers until ctx ends. (Receive and ServeCallout too.)
 func (s Service[Req, Resp]) Serve(ctx context.Context, c *Control, h func(ctx context.Context, from Caller, req Req) (Resp, error)) error {
 	return errStub
 }
