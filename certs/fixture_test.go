@@ -74,18 +74,32 @@ func (p *pair) client(t testing.TB) *tls.Config {
 // connect runs one connection and returns what each end saw. A client of TLS 1.3 learns that it was refused only when
 // it reads, so both ends exchange a byte.
 func connect(ctx context.Context, server, client *tls.Config) (serverErr, clientErr error) {
-	near, far := net.Pipe()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	// A pipe would do, but it has no buffer: an end that refuses while the other writes would hang.
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err, err
+	}
+	defer l.Close()
 	done := make(chan error, 1)
 	go func() {
+		far, err := l.Accept()
+		if err != nil {
+			done <- err
+			return
+		}
 		conn := tls.Server(far, server)
-		err := conn.HandshakeContext(ctx)
+		err = conn.HandshakeContext(ctx)
 		if err == nil {
 			_, err = conn.Write([]byte{1})
 		}
 		done <- errors.Join(err, far.Close())
 	}()
+	near, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return err, err
+	}
 	conn := tls.Client(near, client)
 	clientErr = conn.HandshakeContext(ctx)
 	if clientErr == nil {
