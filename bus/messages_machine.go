@@ -144,6 +144,7 @@ type Instruction struct {
 	Leases         []LeaseGrant  `json:"leases"`
 	Wanted         []LeaseID     `json:"wanted"` // leases that still need a CSR from the machine
 	RefreshSeconds int           `json:"refresh_seconds"`
+	Revision       uint64        `json:"revision"` // of the machine's record; a machine ignores an instruction older than one it has seen
 }
 
 // Validate checks leases and desire.
