@@ -20,7 +20,10 @@ func pages(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	require.NoError(t, filepath.WalkDir(root, func(path string, e os.DirEntry, err error) error {
-		if err != nil || e.IsDir() && slices.Contains([]string{".git", "bin", "testdata"}, e.Name()) {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && slices.Contains([]string{".git", "bin", "testdata"}, e.Name()) {
 			return filepath.SkipDir
 		}
 		if filepath.Ext(path) != ".md" {
