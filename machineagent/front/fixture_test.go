@@ -188,3 +188,5 @@ func (s *syncBuffer) String() string {
 	defer s.mu.Unlock()
 	return s.b.String()
 }
+
+func refuseDial(context.Context) (net.Conn, error) { return nil, errors.New("no daemon") }
