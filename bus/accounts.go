@@ -139,7 +139,7 @@ func tenantClaims(scope Scope, account, name, control, signer string) *jwt.Accou
 	}
 	claims.Limits.Conn = 600
 	claims.Limits.Subs = 20_000
-	claims.Limits.Payload = 256 << 10
+	claims.Limits.Payload = maxPayload
 	claims.Limits.LeafNodeConn = 0
 	claims.Limits.Exports = 0
 	claims.Limits.DisallowBearer = true
@@ -180,9 +180,9 @@ func permissions(g Grant) jwt.Permissions {
 		}
 		switch row.Kind {
 		case KindService, KindSignal:
-			p.Pub.Allow.Add(localSubject(row, g))
+			p.Pub.Allow.Add(localSubject(row, g.self(), g.Project))
 		case KindHint, KindEvents:
-			p.Sub.Allow.Add(localSubject(row, g))
+			p.Sub.Allow.Add(localSubject(row, g.self(), g.Project))
 		case KindQueue:
 			for _, c := range consumerPassages(row.Stream) {
 				p.Pub.Allow.Add(strings.ReplaceAll(c.local, accountParam, g.Account))
@@ -195,15 +195,15 @@ func permissions(g Grant) jwt.Permissions {
 	return p
 }
 
-// localSubject fills in what the grant fixes; other parameters become wildcards.
-func localSubject(row Row, g Grant) string {
+// localSubject is a row's subject inside an account. Parameters that are not fixed become wildcards.
+func localSubject(row Row, self string, project ProjectID) string {
 	tokens := strings.Split(row.Subject, ".")
 	for i, token := range tokens {
 		switch {
 		case token == "{self}":
-			tokens[i] = g.self()
-		case token == "{project}" && g.Project != "":
-			tokens[i] = string(g.Project)
+			tokens[i] = self
+		case token == "{project}" && project != "":
+			tokens[i] = string(project)
 		case strings.HasPrefix(token, "{"):
 			tokens[i] = "*"
 		}

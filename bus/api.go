@@ -68,11 +68,6 @@ func (b *Bucket[T]) Watch(ctx context.Context, handle func(e Entry[T], synced bo
 	return errStub
 }
 
-// ServerConfig renders the configuration of an external nats-server.
-func (t *Trust) ServerConfig(o ServerOptions) (string, error) { return "", errStub }
-
-type ServerOptions struct{ Name, Listen, Dir string }
-
 // To be real in streams.go:
 
 // ensureStreams makes every stream of the table.

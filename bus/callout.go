@@ -61,7 +61,7 @@ func (c *Control) ServeCallout(ctx context.Context, authorize func(ctx context.C
 	slots := make(chan struct{}, calloutLimit)
 	sub, err := c.auth.QueueSubscribe(calloutSubject, serveGroup, func(m *nats.Msg) {
 		slots <- struct{}{}
-		c.work.Go(func() {
+		c.goWork(func() {
 			defer func() { <-slots }()
 			if err := c.admit(m, authorize); err != nil {
 				c.log.Warn("client not admitted", "err", err)
@@ -71,8 +71,7 @@ func (c *Control) ServeCallout(ctx context.Context, authorize func(ctx context.C
 	if err != nil {
 		return fmt.Errorf("serve callout: %w", err)
 	}
-	context.AfterFunc(ctx, func() { _ = sub.Unsubscribe() }) // fails only when the connection has ended
-	context.AfterFunc(c.life, func() { _ = sub.Unsubscribe() })
+	c.untilEnd(ctx, sub)
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	if err := c.auth.FlushWithContext(ctx); err != nil {
@@ -88,8 +87,7 @@ func (c *Control) hello(_ context.Context, from Caller, req Hello) (Welcome, err
 		return Welcome{}, errors.Join(reason, Faultf(CodeForbidden, "%v", reason))
 	}
 	if req.Protocol != c.protocol {
-		err := protocolError(req.Protocol, c.protocol)
-		return Welcome{}, errors.Join(err, Faultf(CodeInvalid, "%v", err))
+		return Welcome{}, errors.Join(ErrProtocol, Faultf(CodeInvalid, "%s", protocolMismatch(req.Protocol, c.protocol)))
 	}
 	return Welcome{
 		Protocol: c.protocol, Version: c.version, Role: from.Role,

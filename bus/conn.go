@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -91,7 +92,7 @@ func connect(ctx context.Context, cfg Config, protocol int) (*Conn, error) {
 // dial connects and prepares JetStream. A refusal without a reason is repeated: it means that no API server answered.
 func (c *Conn) dial(ctx context.Context, cfg Config, opts []nats.Option) error {
 	for attempt := 0; ; attempt++ {
-		nc, err := nats.Connect(cfg.URL, opts...)
+		nc, err := nats.Connect(cfg.URL, append(opts, dialTimeout(ctx))...)
 		if err == nil {
 			c.nc = nc
 			c.js, err = jetstream.NewWithAPIPrefix(nc, jsPrefix)
@@ -100,6 +101,9 @@ func (c *Conn) dial(ctx context.Context, cfg Config, opts []nats.Option) error {
 		err = connectError(cfg, err)
 		if cfg.User != nil && errors.Is(err, errRefusedUser) {
 			return userRefusal(cfg.User.JWT)
+		}
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			return err // no retry makes a certificate good
 		}
 		if sleep(ctx, backoff(attempt, 50*time.Millisecond, time.Second)) != nil {
 			return err
@@ -189,11 +193,19 @@ func commonOptions(name, self string) []nats.Option {
 		nats.CustomReconnectDelay(func(attempts int) time.Duration {
 			return backoff(attempts, 100*time.Millisecond, 10*time.Second)
 		}),
-		nats.Timeout(5 * time.Second),
 		nats.PingInterval(10 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.DrainTimeout(5 * time.Second),
 	}
+}
+
+// dialTimeout gives one attempt what is left until the deadline, but not more than a dead host deserves.
+func dialTimeout(ctx context.Context) nats.Option {
+	left := 5 * time.Second
+	if deadline, ok := ctx.Deadline(); ok {
+		left = max(time.Millisecond, min(left, time.Until(deadline)))
+	}
+	return nats.Timeout(left)
 }
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
@@ -210,8 +222,8 @@ func (c *Conn) greet(ctx context.Context) error {
 	m, err := c.call(ctx, SayHello.Row(), Hello{Protocol: c.protocol, Version: c.version})
 	if m != nil {
 		if reason := refusals[m.Header.Get(headerRefused)]; reason != nil {
-			if errors.Is(reason, ErrProtocol) {
-				return fmt.Errorf("%w: %w", reason, err)
+			if fault, ok := errors.AsType[*Fault](err); ok && errors.Is(reason, ErrProtocol) {
+				return fmt.Errorf("%w: %s", reason, fault.Message)
 			}
 			return reason
 		}
@@ -227,7 +239,7 @@ func (c *Conn) greet(ctx context.Context) error {
 		return fmt.Errorf("answer to hello: %w", err)
 	}
 	if welcome.Protocol != c.protocol {
-		return protocolError(c.protocol, welcome.Protocol)
+		return fmt.Errorf("%w: %s", ErrProtocol, protocolMismatch(c.protocol, welcome.Protocol))
 	}
 	c.welcome.Store(&welcome)
 	return nil

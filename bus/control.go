@@ -48,7 +48,9 @@ type Control struct {
 	end      context.CancelFunc
 	handling context.Context // ends some time later, so that handlers can finish
 	abort    context.CancelFunc
-	guarded  atomic.Int64   // requests that the guard dropped or refused
+	guarded  atomic.Int64 // requests that the guard dropped or refused
+	mu       sync.Mutex
+	closing  bool
 	work     sync.WaitGroup // handlers and background pushes
 	closings sync.WaitGroup // connections that are open
 	once     sync.Once
@@ -130,7 +132,7 @@ func (c *Control) dial(ctx context.Context, cfg ControlConfig, account string) (
 		opts = append(opts, nats.RootCAs(cfg.CAFile))
 	}
 	for attempt := 0; ; attempt++ {
-		nc, err := nats.Connect(cfg.URL, opts...)
+		nc, err := nats.Connect(cfg.URL, append(opts, dialTimeout(ctx))...)
 		if err == nil {
 			c.closings.Add(1)
 			return nc, nil
@@ -169,9 +171,21 @@ func checkServerVersion(version string) error {
 	return nil
 }
 
+// goWork runs f in a goroutine for which Close waits; after Close it runs nothing.
+func (c *Control) goWork(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closing {
+		c.work.Go(f)
+	}
+}
+
 // Close takes no more requests, waits for the handlers that run, and closes the three connections.
 func (c *Control) Close() error {
 	c.once.Do(func() {
+		c.mu.Lock()
+		c.closing = true
+		c.mu.Unlock()
 		c.end()
 		defer time.AfterFunc(closeGrace, c.abort).Stop()
 		c.work.Wait()

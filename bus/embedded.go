@@ -92,6 +92,7 @@ func serverOptions(cfg EmbeddedConfig) (*server.Options, error) {
 		AccountResolver:        resolver,
 		DefaultSentinel:        cfg.Trust.sentinel,
 		AuthTimeout:            authTimeout,
+		MaxPayload:             maxPayload,
 	}
 	if cfg.Listen == "" {
 		return opts, nil

@@ -40,13 +40,13 @@ func refusalOf(err error) string {
 	return ""
 }
 
-// protocolError says which of the two sides must be upgraded.
-func protocolError(client, server int) error {
+// protocolMismatch says, to the client, which of the two sides must be upgraded.
+func protocolMismatch(client, server int) string {
 	side := "this program"
 	if server < client {
 		side = "the API server"
 	}
-	return fmt.Errorf("%w: this program speaks %d and the API server %d; upgrade %s", ErrProtocol, client, server, side)
+	return fmt.Sprintf("this program speaks %d and the API server %d; upgrade %s", client, server, side)
 }
 
 var violation = regexp.MustCompile(`Permissions Violation for (?:Publish|Subscription) to "([^"]+)"`)

@@ -122,7 +122,7 @@ func (c *Control) receive(ctx context.Context, row Row, handle receiver) error {
 func (c *Control) receiveScope(ctx context.Context, row Row, scope Scope, slots chan struct{}, handle receiver) error {
 	sub, err := c.nc.QueueSubscribe(remoteSubject(row, scope, "*", nil), serveGroup, func(m *nats.Msg) {
 		slots <- struct{}{} // a handler is bounded in time, so this is too
-		c.work.Go(func() {
+		c.goWork(func() {
 			defer func() { <-slots }()
 			c.answer(row, scope, m, handle)
 		})
@@ -130,9 +130,15 @@ func (c *Control) receiveScope(ctx context.Context, row Row, scope Scope, slots 
 	if err != nil {
 		return err
 	}
-	context.AfterFunc(ctx, func() { _ = sub.Unsubscribe() }) // fails only when the connection has ended
-	context.AfterFunc(c.life, func() { _ = sub.Unsubscribe() })
+	c.untilEnd(ctx, sub)
 	return nil
+}
+
+// untilEnd ends a subscription with ctx, or with the connection.
+func (c *Control) untilEnd(ctx context.Context, sub *nats.Subscription) {
+	end := func() { _ = sub.Unsubscribe() } // fails only when the connection has ended
+	context.AfterFunc(ctx, end)
+	context.AfterFunc(c.life, end)
 }
 
 // answer is the one place that answers requests, and so the place of the guard: the reply subject of a request is
@@ -158,6 +164,9 @@ func (c *Control) answer(row Row, scope Scope, m *nats.Msg, handle receiver) {
 	resp, err := protect(ctx, from, m, handle)
 	if _, isFault := errors.AsType[*Fault](err); err != nil && (!isFault || !wantsReply) {
 		log.Error("handler failed", "err", err)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = Faultf(CodeUnavailable, "the API server could not do it in time").WithHint("ask again")
+		}
 	}
 	c.reply(m, row, resp, err)
 }

@@ -37,7 +37,7 @@ func (s Service[Req, Resp]) Call(ctx context.Context, c *Conn, req Req) (Resp, e
 
 // call returns the answer, or the Fault that it carries.
 func (c *Conn) call(ctx context.Context, row Row, req Message) (*nats.Msg, error) {
-	subject := localSubject(row, Grant{Role: RoleMachine, Machine: MachineID(c.self)})
+	subject := localSubject(row, c.self, "")
 	m, err := encode(typeOf(row), subject, req)
 	if err != nil {
 		return nil, err
@@ -77,8 +77,6 @@ func (c *Conn) ask(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 			return answer, nil
 		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrConnectionDraining):
 			return nil, c.ended()
-		case errors.Is(err, nats.ErrMaxPayload):
-			return nil, Faultf(CodeInvalid, "request of %d bytes is too large", len(m.Data))
 		}
 		if err := sleep(ctx, backoff(attempt, 50*time.Millisecond, time.Second)); err != nil {
 			return nil, err
@@ -101,7 +99,7 @@ func readFault(m *nats.Msg) error {
 // Send publishes a signal: nobody answers and nothing stores it. It returns when the server has it, so that a signal
 // which the role may not send is ErrForbidden.
 func (s Signal[M]) Send(ctx context.Context, c *Conn, msg M) error {
-	subject := localSubject(*s.row, Grant{Role: RoleMachine, Machine: MachineID(c.self)})
+	subject := localSubject(*s.row, c.self, "")
 	m, err := encode(typeOf(*s.row), subject, msg)
 	if err == nil {
 		err = c.confirm(ctx, subject, func() error { return c.nc.PublishMsg(m) })
@@ -115,7 +113,7 @@ func (s Signal[M]) Send(ctx context.Context, c *Conn, msg M) error {
 // Subscribe calls handle for each hint, one at a time, until ctx ends. It returns when the server has the subscription.
 // A hint is a wake-up and nothing more: it may be forged by another member of the account.
 func (h Hint[M]) Subscribe(ctx context.Context, c *Conn, handle func(M)) error {
-	subject := localSubject(*h.row, Grant{Role: RoleMachine, Machine: MachineID(c.self)})
+	subject := localSubject(*h.row, c.self, "")
 	if err := subscribe(ctx, c, *h.row, subject, handle); err != nil {
 		return fmt.Errorf("subscribe %s: %w", h.row.Name, err)
 	}

@@ -69,7 +69,7 @@ func (c *Control) RevokeSessions(ctx context.Context, scope Scope, account, name
 	if err := c.revoke(ctx, scope, account, name); err != nil {
 		return fmt.Errorf("revoke sessions of %s %s: %w", scope, name, err)
 	}
-	c.work.Go(func() {
+	c.goWork(func() {
 		if sleep(c.life, revokeAgain) != nil {
 			return
 		}

@@ -14,6 +14,10 @@ const (
 	headerRefused = "Depot-Refused"
 
 	typeFault = "fault.v1"
+
+	// maxPayload is the largest message of a tenant, with headers: the control plane carries no build data.
+	maxPayload = 1 << 20
+	headerRoom = 4 << 10
 )
 
 // typeOf is the wire type of a row's message, and replyTypeOf of a service's answer.
@@ -28,6 +32,9 @@ func encode(kind, subject string, msg Message) (*nats.Msg, error) {
 	data, err := json.Marshal(msg)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
+	}
+	if len(data) > maxPayload-headerRoom {
+		return nil, Faultf(CodeInvalid, "%s of %d bytes is larger than a message can be (%d)", kind, len(data), maxPayload-headerRoom)
 	}
 	m := nats.NewMsg(subject)
 	m.Header.Set(headerType, kind)

@@ -20,6 +20,7 @@ type Server struct {
 	Control  *bus.Control
 	URL      string // "" means in process only
 
+	tcp    bool
 	mu     sync.Mutex
 	tokens map[bus.TokenID]grant
 	nonces map[string]bus.Grant // by hash
@@ -188,9 +189,16 @@ func (s *Server) Default(t testing.TB) (Organization, Connection) {
 	return s.organization, s.connection
 }
 
+// ByTCP makes all later clients connect through the listener.
+func (s *Server) ByTCP() { s.tcp = true }
+
 // Config returns how a client reaches this bus; the credential is still to be set.
 func (s *Server) Config() bus.Config {
-	return bus.Config{Server: s.Embedded, URL: s.URL, Name: "bustest", Version: "test"}
+	cfg := bus.Config{Server: s.Embedded, URL: s.URL, Name: "bustest", Version: "test"}
+	if s.tcp {
+		cfg.Server = nil
+	}
+	return cfg
 }
 
 // Connect connects with the configuration; the connection ends with the test.

@@ -1,4 +1,4 @@
-package bustest
+package bus_test
 
 import (
 	"context"
@@ -7,10 +7,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/depotctl/depot/bus"
+	"github.com/depotctl/depot/bus/bustest"
 )
 
-func TestEveryRoleIsWelcomedAndHeard(t *testing.T) {
-	s := New(t)
+func TestEveryRoleIsWelcomedAndHeard(t *testing.T) { onEveryForm(t, everyRoleIsWelcomedAndHeard) }
+
+func everyRoleIsWelcomedAndHeard(t *testing.T, s *bustest.Server) {
 	o, c := s.Default(t)
 	require.NoError(t, bus.ListProjects.Serve(t.Context(), s.Control, func(_ context.Context, from bus.Caller, _ bus.Empty) (bus.ProjectList, error) {
 		require.Equal(t, o.Account, from.Account)
