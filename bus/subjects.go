@@ -44,6 +44,9 @@ var (
 	// ReportInventory is the truth about the cloud.
 	ReportInventory = service[Inventory, Empty]("inventory", "api.agent.inventory", ScopeConnection,
 		"3: all tagged machines and volumes", RoleAgent)
+	// RejectDelivery is how an agent's queue gets rid of what can never succeed; Actions.Consume sends it.
+	RejectDelivery = service[Rejection, Empty]("action.reject", "api.agent.reject", ScopeConnection,
+		"3: a cloud-agent will never carry out a message of its queue", RoleAgent)
 	// AgentHint asks a cloud-agent for its inventory.
 	AgentHint = hint[Empty]("agent.hint", "ctl.agent", ScopeConnection,
 		"an API server wants a fresh inventory", RoleAgent)

@@ -1,0 +1,83 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/depotctl/depot/bus"
+	"github.com/depotctl/depot/bus/bustest"
+)
+
+func anAction() bus.Action {
+	m := bus.NewMachineID()
+	return bus.Action{ID: bus.ActionID(m, 1, bus.StopMachine), Kind: bus.StopMachine, Machine: m, Attempt: 1, IssuedAt: time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)}
+}
+
+func publishAction(t *testing.T, s *bustest.Server, a bus.Action) {
+	t.Helper()
+	_, c := s.Default(t)
+	require.NoError(t, bus.Actions.Publish(t.Context(), s.Control, c.Account, a, a.ID, string(a.Machine)))
+}
+
+// consume runs the agent's queue until the test ends.
+func consume(t *testing.T, c *bus.Conn, h bus.Handler[bus.Action]) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- bus.Actions.Consume(ctx, c, h) }()
+	var once bool
+	stop = func() {
+		if once {
+			return
+		}
+		once = true
+		cancel()
+		require.NoError(t, <-ended)
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func TestActions_ReachTheAgentOnceAndAreThenGone(t *testing.T) {
+	t.Parallel()
+	s := bustest.New(t)
+	a := anAction()
+	publishAction(t, s, a)
+	publishAction(t, s, a) // the same id again
+	got := make(chan bus.Delivery[bus.Action], 4)
+	stop := consume(t, s.Agent(t), func(_ context.Context, d bus.Delivery[bus.Action]) error {
+		got <- d
+		return nil
+	})
+	d := <-got
+	require.Equal(t, a, d.Message)
+	require.Equal(t, 1, d.Attempt)
+	stop()
+	require.Empty(t, got)
+}
+
+func TestActions_ErrorIsDeliveredAgainAndRejectBecomesADeadLetter(t *testing.T) {
+	t.Parallel()
+	s := bustest.New(t)
+	a := anAction()
+	publishAction(t, s, a)
+	attempts := make(chan int, 4)
+	consume(t, s.Agent(t), func(_ context.Context, d bus.Delivery[bus.Action]) error {
+		attempts <- d.Attempt
+		if d.Attempt == 1 {
+			return errors.New("not this time")
+		}
+		return bus.Reject(errors.New("never"))
+	})
+	require.Equal(t, 1, <-attempts)
+	require.Equal(t, 2, <-attempts)
+	require.Eventually(t, func() bool {
+		letters, err := s.Control.DeadLetters(t.Context(), 0, 10)
+		require.NoError(t, err)
+		return len(letters) == 1 && letters[0].Reason == "never" && letters[0].Cause == bus.DeadRejected && letters[0].Attempts == 2
+	}, 10*time.Second, 20*time.Millisecond)
+}
