@@ -4,7 +4,7 @@
 
 BIN     := $(CURDIR)/bin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X github.com/depotctl/depot/depotctl.version=$(VERSION)
 # One set of flags for build and test, so that Go's cache serves both.
 export GOFLAGS := -trimpath $(GOFLAGS)
 
