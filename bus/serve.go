@@ -56,8 +56,8 @@ func (s Service[Req, Resp]) Serve(ctx context.Context, c *Control, h func(ctx co
 	})
 }
 
-// Receive hears the signals of all accounts until ctx ends; each is heard by one API server. It returns as soon as the
-// server has the subscription.
+// Receive hears the signals of all accounts until ctx ends. Each is heard by every API server: whoever counts a silence
+// must have heard all there was to hear. It returns as soon as the server has the subscription.
 func (s Signal[M]) Receive(ctx context.Context, c *Control, h func(ctx context.Context, from Caller, msg M)) error {
 	row := *s.row
 	return c.receive(ctx, row, func(ctx context.Context, from Caller, m *nats.Msg) (Message, error) {
@@ -120,7 +120,11 @@ func (c *Control) receive(ctx context.Context, row Row, handle receiver) error {
 }
 
 func (c *Control) receiveScope(ctx context.Context, row Row, scope Scope, slots chan struct{}, handle receiver) error {
-	sub, err := c.nc.QueueSubscribe(remoteSubject(row, scope, "*", nil), serveGroup, func(m *nats.Msg) {
+	group := serveGroup
+	if row.Kind == KindSignal {
+		group = "" // no group
+	}
+	sub, err := c.nc.QueueSubscribe(remoteSubject(row, scope, "*", nil), group, func(m *nats.Msg) {
 		slots <- struct{}{} // a handler is bounded in time, so this is too
 		c.goWork(func() {
 			defer func() { <-slots }()
