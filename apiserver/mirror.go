@@ -33,9 +33,10 @@ func (m *mirror[T]) watch(ctx context.Context, b *bus.Bucket[T]) error {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if e.Deleted {
+		switch {
+		case e.Deleted:
 			delete(m.records, e.Key)
-		} else {
+		case e.Err == nil: // what cannot be read is unknown, and not gone
 			m.records[e.Key] = e.Value
 		}
 	})

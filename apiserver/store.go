@@ -47,29 +47,16 @@ func open[T any](ctx context.Context, c *bus.Control, name string, to **bus.Buck
 	*to = b
 }
 
-// change reads a record, steps it and writes it, until nobody else was faster. A step that changes nothing writes
-// nothing. A conflict is never an answer: a cluster reports one now and then although nobody else wrote.
+// change steps a record that exists, until nobody else was faster. A step that changes nothing writes nothing. A
+// conflict is never an answer: a cluster reports one now and then although nobody else wrote.
 func change[T any](ctx context.Context, b *bus.Bucket[T], key string, step func(T) (T, error)) (T, bus.Revision, error) {
-	for attempt := 0; ; attempt++ {
-		old, rev, err := b.Get(ctx, key)
-		if err != nil {
-			return old, 0, fmt.Errorf("read %s: %w", key, err)
+	return b.Modify(ctx, key, func(old T, exists bool) (T, bool, error) {
+		if !exists {
+			return old, false, bus.ErrNotFound
 		}
 		next, err := step(old)
-		if err != nil || reflect.DeepEqual(old, next) {
-			return old, rev, err
-		}
-		rev, err = b.Update(ctx, key, next, rev)
-		if err == nil {
-			return next, rev, nil
-		}
-		if !errors.Is(err, bus.ErrConflict) {
-			return old, 0, fmt.Errorf("write %s: %w", key, err)
-		}
-		if err := jitter(ctx, attempt); err != nil {
-			return old, 0, fmt.Errorf("write %s: %w", key, err)
-		}
-	}
+		return next, err == nil && !reflect.DeepEqual(old, next), err
+	})
 }
 
 // jitter waits before the next try, at random and longer each time.
