@@ -68,16 +68,16 @@ const (
 // redeliverAfter is how long a message waits after each failed attempt; the last step repeats.
 var redeliverAfter = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute}
 
-// worker carries out the messages of one durable consumer. It pulls only as many as it has free slots for, so that no
-// lease runs out in a buffer.
+// worker carries out the messages of one durable consumer. It pulls about as many as it has free slots for, and extends
+// the lease of each from the moment it comes, so that none runs out while it waits for its turn.
 type worker struct {
 	nc    *nats.Conn
 	log   *slog.Logger
 	open  func(ctx context.Context) (jetstream.Consumer, error)
 	gone  func() error // why the connection has ended for good
 	done  func(ctx context.Context, m jetstream.Msg, attempt int) error
-	bury  func(ctx context.Context, m jetstream.Msg, letter deadLetterHead) error
-	slots chan struct{} // a token for each handler that runs
+	bury  func(ctx context.Context, m jetstream.Msg, head deadLetterHead) error
+	slots chan struct{} // holds a token for each handler that runs
 	delay []time.Duration
 
 	ackWait    time.Duration
@@ -105,7 +105,11 @@ func (w *worker) run(ctx context.Context) error {
 		case w.nc.IsClosed():
 			return w.gone()
 		default:
-			w.log.Warn("queue interrupted", "err", err)
+			level := slog.LevelDebug
+			if attempt == 0 {
+				level = slog.LevelWarn
+			}
+			w.log.Log(ctx, level, "queue interrupted", "err", err)
 			_ = sleep(ctx, backoff(attempt, 100*time.Millisecond, 5*time.Second)) // the loop looks at ctx
 		}
 	}
@@ -118,59 +122,55 @@ func (w *worker) pull(ctx context.Context, consumer jetstream.Consumer) error {
 	connected := w.nc.StatusChanged(nats.CONNECTED)
 	defer w.nc.RemoveStatusListener(connected)
 	for {
-		free, err := w.acquire(ctx)
+		free, err := w.free(ctx)
 		if err != nil {
 			return err
 		}
 		once, cancel := context.WithTimeout(ctx, pullExpiry)
-		go func() {
+		w.running.Go(func() {
 			select {
 			case <-connected:
 				cancel()
 			case <-once.Done():
 			}
-		}()
+		})
 		err = w.fetch(ctx, once, consumer, free)
+		expired := once.Err() != nil
 		cancel()
-		if err != nil && once.Err() == nil || ctx.Err() != nil {
+		if err != nil && (!expired || ctx.Err() != nil || w.nc.IsClosed()) {
 			return err
 		}
 	}
 }
 
-// acquire takes all free slots, and waits until there is one.
-func (w *worker) acquire(ctx context.Context) (int, error) {
+// free waits until a slot is free and returns how many are.
+func (w *worker) free(ctx context.Context) (int, error) {
+	if err := w.acquire(ctx); err != nil {
+		return 0, err
+	}
+	defer w.release()
+	return cap(w.slots) - len(w.slots) + 1, nil
+}
+
+func (w *worker) acquire(ctx context.Context) error {
 	select {
 	case w.slots <- struct{}{}:
+		return nil
 	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-	for free := 1; ; free++ {
-		select {
-		case w.slots <- struct{}{}:
-		default:
-			return free, nil
-		}
+		return ctx.Err()
 	}
 }
 
-// fetch hands each message that comes to a handler, together with one of the free slots.
+func (w *worker) release() { <-w.slots }
+
+// fetch hands each message that comes to a goroutine of its own.
 func (w *worker) fetch(ctx, once context.Context, consumer jetstream.Consumer, free int) error {
-	defer func() {
-		for range free {
-			<-w.slots
-		}
-	}()
 	batch, err := consumer.Fetch(free, jetstream.FetchContext(once))
 	if err != nil {
 		return err
 	}
 	for m := range batch.Messages() {
-		free--
-		w.running.Go(func() {
-			defer func() { <-w.slots }()
-			w.deliver(ctx, m)
-		})
+		w.running.Go(func() { w.deliver(ctx, m) })
 	}
 	return batch.Error()
 }
@@ -201,20 +201,26 @@ func (w *worker) deliver(ctx context.Context, m jetstream.Msg) {
 	w.settle(context.WithoutCancel(ctx), log, m, attempt, err, ctx.Err() != nil)
 }
 
-// attempt calls the handler, again after each Postpone. A postponed message keeps its lease and gives its slot away.
+// attempt calls the handler in a slot, again after each Postpone. A postponed message keeps its lease and no slot. What
+// is left of a wait that ctx cuts short is returned.
 func (w *worker) attempt(ctx context.Context, m jetstream.Msg, attempt int) error {
 	for {
-		if err := ctx.Err(); err != nil {
+		if err := w.acquire(ctx); err != nil {
 			return err
 		}
-		err := w.call(ctx, m, attempt)
+		err := ctx.Err()
+		if err == nil {
+			err = w.call(ctx, m, attempt)
+		}
+		w.release()
 		later, ok := errors.AsType[*postponement](err)
 		if !ok {
 			return err
 		}
-		<-w.slots
-		_ = sleep(ctx, later.wait) // the loop looks at ctx
-		w.slots <- struct{}{}
+		due := time.Now().Add(later.wait)
+		if sleep(ctx, later.wait) != nil {
+			return Postpone(max(0, time.Until(due)))
+		}
 	}
 }
 
@@ -228,19 +234,21 @@ func (w *worker) call(ctx context.Context, m jetstream.Msg, attempt int) (err er
 	return w.done(ctx, m, attempt)
 }
 
-// extend renews the lease until ctx ends. Only what the server has confirmed counts: when the last confirmed renewal
-// is too old, the server may have given the message away, and the handler is stopped.
+// extend renews the lease until ctx ends. Only what the server has confirmed counts: shortly before the last confirmed
+// renewal is too old, so that the server may give the message away, the handler is stopped.
 func (w *worker) extend(ctx context.Context, m jetstream.Msg, lose context.CancelCauseFunc) {
 	interval := w.ackWait / 3
-	confirmed := time.Now()
-	for sleep(ctx, interval) == nil {
+	deadline := time.Now().Add(w.ackWait - interval/2)
+	for wait := interval; sleep(ctx, wait) == nil; {
 		sent := time.Now()
-		once, cancel := context.WithTimeout(ctx, interval)
+		once, cancel := context.WithDeadline(ctx, deadline)
 		err := w.say(once, m, "+WPI")
 		cancel()
 		if err == nil {
-			confirmed = sent
-		} else if time.Since(confirmed) >= w.ackWait-interval/2 {
+			deadline, wait = sent.Add(w.ackWait-interval/2), interval
+			continue
+		}
+		if wait = interval / 10; time.Until(deadline) <= wait {
 			lose(errLeaseLost)
 			return
 		}
@@ -260,8 +268,11 @@ func (w *worker) settle(ctx context.Context, log *slog.Logger, m jetstream.Msg, 
 // verdict returns the acknowledgement for a handler's error.
 func (w *worker) verdict(ctx context.Context, log *slog.Logger, m jetstream.Msg, attempt int, err error, stopping bool) string {
 	head := deadLetterHead{Attempts: attempt}
-	var final *rejection
-	var unreadable *unreadableError
+	var (
+		final      *rejection
+		unreadable *unreadableError
+		later      *postponement
+	)
 	switch {
 	case err == nil:
 		return "+ACK"
@@ -269,8 +280,10 @@ func (w *worker) verdict(ctx context.Context, log *slog.Logger, m jetstream.Msg,
 		head.Cause = DeadUnreadable
 	case errors.As(err, &final):
 		head.Cause = DeadRejected
+	case errors.As(err, &later):
+		return nakAfter(later.wait)
 	case stopping:
-		return "-NAK" // at once, for somebody else
+		return nakAfter(0) // for somebody else
 	case w.maxDeliver > 0 && attempt >= w.maxDeliver:
 		head.Cause = DeadExhausted
 	default:
@@ -287,6 +300,7 @@ func (w *worker) verdict(ctx context.Context, log *slog.Logger, m jetstream.Msg,
 	return "+TERM " + oneLine(head.Reason)
 }
 
+// nakAfter hands a message back; the server delivers it again after d.
 func nakAfter(d time.Duration) string { return fmt.Sprintf(`-NAK {"delay": %d}`, d.Nanoseconds()) }
 
 // say sends an acknowledgement and waits until the server has confirmed it.
