@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,6 +92,7 @@ func connect(ctx context.Context, cfg Config, protocol int) (*Conn, error) {
 
 // dial connects and prepares JetStream. A refusal without a reason is repeated: it means that no API server answered.
 func (c *Conn) dial(ctx context.Context, cfg Config, opts []nats.Option) error {
+	var last error
 	for attempt := 0; ; attempt++ {
 		nc, err := nats.Connect(cfg.URL, append(opts, dialTimeout(ctx))...)
 		if err == nil {
@@ -98,7 +100,11 @@ func (c *Conn) dial(ctx context.Context, cfg Config, opts []nats.Option) error {
 			c.js, err = jetstream.NewWithAPIPrefix(nc, jsPrefix)
 			return err
 		}
+		if last != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			return last // the deadline cut this attempt; an earlier one knows more
+		}
 		err = connectError(cfg, err)
+		last = err
 		if cfg.User != nil && errors.Is(err, errRefusedUser) {
 			return userRefusal(cfg.User.JWT)
 		}
@@ -174,7 +180,7 @@ func (c *Conn) options(cfg Config) ([]nats.Option, error) {
 	}
 	switch {
 	case cfg.Server != nil:
-		opts = append(opts, nats.InProcessServer(cfg.Server.server))
+		opts = append(opts, nats.InProcessServer(inProcess{cfg.Server.server}))
 	case cfg.Dial != nil:
 		opts = append(opts, nats.SetCustomDialer(dialer(cfg.Dial)), nats.SkipHostLookup())
 	}

@@ -126,7 +126,7 @@ func (c *Control) dial(ctx context.Context, cfg ControlConfig, account string) (
 		nats.ClosedHandler(func(*nats.Conn) { c.closings.Done() }),
 	)
 	if cfg.Server != nil {
-		opts = append(opts, nats.InProcessServer(cfg.Server.server))
+		opts = append(opts, nats.InProcessServer(inProcess{cfg.Server.server}))
 	}
 	if cfg.CAFile != "" {
 		opts = append(opts, nats.RootCAs(cfg.CAFile))

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,12 +28,16 @@ type EmbeddedConfig struct {
 	Dir    string // state: accounts and streams
 	Trust  *Trust
 	Listen string // host:port; empty means in process only, no host means loopback, port 0 means any free one
-	Log    *slog.Logger
+
+	CertFile string // PEM, with KeyFile: clients connect with tls://
+	KeyFile  string
+	Log      *slog.Logger
 }
 
 // Embedded is a bus server inside this process: the same server with the same trust as an external one.
 type Embedded struct {
 	server *server.Server
+	tls    bool
 	once   sync.Once
 }
 
@@ -51,7 +56,7 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	}
 	s.SetLoggerV2(serverLog{logger(cfg.Log)}, false, false, false)
 	s.Start() // returns when the server runs; in a goroutine it would race ReadyForConnections
-	e := &Embedded{server: s}
+	e := &Embedded{server: s, tls: opts.TLSConfig != nil}
 	if !s.ReadyForConnections(10 * time.Second) {
 		return nil, errors.Join(errors.New("start bus server: not ready after 10 s (is the address in use? see the log)"), e.Close())
 	}
@@ -97,8 +102,18 @@ func serverOptions(cfg EmbeddedConfig) (*server.Options, error) {
 	if cfg.Listen == "" {
 		return opts, nil
 	}
-	opts.Host, opts.Port, err = splitListen(cfg.Listen)
-	return opts, err
+	if opts.Host, opts.Port, err = splitListen(cfg.Listen); err != nil {
+		return nil, err
+	}
+	if cfg.CertFile != "" {
+		certificate, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("load certificate: %w", err)
+		}
+		opts.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13}
+		opts.TLSTimeout = 5
+	}
+	return opts, nil
 }
 
 // splitListen reads host:port. Without a host it is loopback: nothing listens to the world unless it is told to.
@@ -124,6 +139,9 @@ func (e *Embedded) URL() string {
 	addr := e.server.Addr()
 	if addr == nil {
 		return ""
+	}
+	if e.tls {
+		return "tls://" + addr.String()
 	}
 	return "nats://" + addr.String()
 }
