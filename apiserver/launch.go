@@ -108,7 +108,7 @@ func isFinal(f *bus.Fault) bool { return f.Code == bus.CodeInvalid || f.Code == 
 // observed compares the machine with what its cloud shows.
 func (m *Machine) observed(ev machineObserved, at moment) []effect {
 	s := ev.status
-	if s.Attempt != m.Attempt {
+	if s.Attempt != m.Attempt || m.State == MachineWanted {
 		return nil
 	}
 	m.MissingSince = time.Time{}

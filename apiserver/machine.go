@@ -78,7 +78,7 @@ var machineTransitions = transitions[MachineState]{
 	{MachineDraining, "released", MachineDeleting},
 	{MachineStopping, "observed", MachineStopped},
 	{MachineStopping, "done", MachineStopped},
-	{MachineStopped, "needed", MachineStarting},
+	{MachineStopped, "taken", MachineStarting},
 	{MachineStopped, "deadline", MachineDeleting},
 	{MachineStarting, "observed", MachineBooting},
 	{MachineStarting, "done", MachineBooting},
@@ -136,8 +136,6 @@ func (m Machine) step(ev machineEvent, at moment) (Machine, []effect, error) {
 		effects = m.certified(ev)
 	case machineReleased:
 		effects = m.released(ev, at)
-	case machineNeeded:
-		effects = m.needed(at)
 	case machineGoodbye:
 		effects = m.goodbye(ev, at)
 	case machineTick:

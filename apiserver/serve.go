@@ -70,7 +70,7 @@ func (m *Machine) taken(ev machineTaken, at moment) ([]effect, error) {
 	case MachineRegistered, MachineServing:
 		return []effect{hint{m.Connection, m.ID, ev.id}}, nil
 	case MachineStopped:
-		return m.needed(at), nil
+		return m.start(at), nil
 	case MachineWanted, MachineLaunching, MachineBooting, MachineStarting, MachineDraining, MachineStopping, MachineFailed, MachineDeleting, MachineDeleted:
 	}
 	return nil, nil

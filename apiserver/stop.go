@@ -6,17 +6,14 @@ import (
 	"github.com/depotctl/depot/bus"
 )
 
-// The events that end a machine's work: a lease is given back, a stopped machine is needed again, the machine says
-// goodbye, time passes.
+// The events that end a machine's work: a lease is given back, the machine says goodbye, time passes.
 type (
 	machineReleased struct{ lease bus.LeaseID }
-	machineNeeded   struct{}
 	machineGoodbye  struct{ reason string }
 	machineTick     struct{}
 )
 
 func (machineReleased) name() string { return "released" }
-func (machineNeeded) name() string   { return "needed" }
 func (machineGoodbye) name() string  { return "goodbye" }
 func (machineTick) name() string     { return "deadline" }
 
@@ -57,11 +54,8 @@ func (m *Machine) delete(at moment) []effect {
 	return []effect{m.action(bus.DeleteMachine, at)}
 }
 
-// needed starts a stopped machine again, as a new attempt with a new nonce and the key that it is bound to.
-func (m *Machine) needed(at moment) []effect {
-	if m.State != MachineStopped {
-		return nil
-	}
+// start starts a stopped machine again, as a new attempt with a new nonce and the key that it is bound to.
+func (m *Machine) start(at moment) []effect {
 	m.Attempt++
 	m.NonceHash, m.NonceUsed, m.Challenge = "", false, ""
 	m.Daemon, m.Addresses = bus.DaemonStatus{}, nil
