@@ -157,6 +157,7 @@ func (b *Bucket[T]) Delete(ctx context.Context, key string, at Revision) error {
 		m := nats.NewMsg(subject)
 		m.Header.Set(headerOperation, operationPurge)
 		m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+		m.Header.Set(jetstream.MsgTTLHeader, markerTTL.String())
 		_, err = b.write(ctx, m, at)
 	}
 	if err != nil {
@@ -169,6 +170,11 @@ func (b *Bucket[T]) put(ctx context.Context, key string, v T, at Revision) (Revi
 	subject, err := b.subject(key)
 	if err != nil {
 		return 0, err
+	}
+	if valid, ok := any(v).(interface{ Validate() error }); ok {
+		if err := valid.Validate(); err != nil {
+			return 0, fmt.Errorf("invalid record: %w", err)
+		}
 	}
 	m := nats.NewMsg(subject)
 	if m.Data, err = json.Marshal(v); err != nil {

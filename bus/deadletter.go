@@ -135,7 +135,10 @@ func (c *Conn) bury(ctx context.Context, m jetstream.Msg, head deadLetterHead) e
 }
 
 // serveDeadLetters buries what agents reject and what the server has given up delivering, until Close.
-func (c *Control) serveDeadLetters() error {
+func (c *Control) serveDeadLetters(ctx context.Context) error {
+	if err := c.ensureShared(ctx, streamExhausted, -1); err != nil { // tried until it succeeds: nobody would bury it
+		return err
+	}
 	if err := RejectDelivery.Serve(c.life, c, c.buryRejected); err != nil {
 		return err
 	}

@@ -123,6 +123,7 @@ func bucketConfig(name string) jetstream.StreamConfig {
 		Duplicates:        2 * time.Minute,
 		AllowRollup:       true,
 		DenyDelete:        true,
+		AllowMsgTTL:       true,
 	}
 }
 
@@ -130,6 +131,9 @@ func bucketConfig(name string) jetstream.StreamConfig {
 const (
 	headerOperation = "KV-Operation"
 	operationPurge  = "PURGE"
+
+	// markerTTL is how long the marker of a deleted record stays, for watches that were interrupted.
+	markerTTL = 24 * time.Hour
 )
 
 func bucketStream(name string) string       { return "KV_" + name }
@@ -170,15 +174,12 @@ func (c *Control) ensureStreams(ctx context.Context) error {
 	}
 	for row := range Table() {
 		if row.Kind == KindQueue && row.Scope == ScopeControl {
-			if err := c.ensureShared(ctx, row.Stream); err != nil {
+			if err := c.ensureShared(ctx, row.Stream, maxDeliver); err != nil {
 				return err
 			}
 		}
 	}
-	if err := c.ensureShared(ctx, streamExhausted); err != nil {
-		return err
-	}
-	return c.serveDeadLetters()
+	return c.serveDeadLetters(ctx)
 }
 
 // ensureStream makes the stream or brings it to the wanted configuration, unless that would lose what it holds.
@@ -267,8 +268,10 @@ func consumerConfig(name string, pending int) jetstream.ConsumerConfig {
 	}
 }
 
-func (c *Control) ensureShared(ctx context.Context, stream string) error {
-	if _, err := c.js.CreateOrUpdateConsumer(ctx, stream, consumerConfig(sharedConsumer, 256)); err != nil {
+func (c *Control) ensureShared(ctx context.Context, stream string, deliveries int) error {
+	cfg := consumerConfig(sharedConsumer, 256)
+	cfg.MaxDeliver = deliveries
+	if _, err := c.js.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
 		return fmt.Errorf("create consumer %s of %s: %w", sharedConsumer, stream, err)
 	}
 	return nil
