@@ -42,7 +42,7 @@ func (b *Build) placed(ev buildPlaced) {
 // served makes the build ready once every lease serves.
 func (b *Build) served(ev buildServed, at moment) []effect {
 	l := b.lease(ev.lease)
-	if l == nil || l.Machine != ev.machine || l.Lost || ev.generation <= l.Serving {
+	if l == nil || l.Machine == "" || l.Machine != ev.machine || l.Lost || ev.generation <= l.Serving {
 		return nil
 	}
 	l.Serving, l.Reason = ev.generation, ""
@@ -67,7 +67,7 @@ func (b *Build) unserved(ev buildUnserved, at moment) {
 // lost starts the next attempt while the client does not know the machine; later the client decides.
 func (b *Build) lost(ev buildLost, at moment) []effect {
 	l := b.lease(ev.lease)
-	if l == nil || l.Lost {
+	if l == nil || l.Machine == "" || l.Lost {
 		return nil
 	}
 	old := release{l.Machine, l.ID}

@@ -56,6 +56,8 @@ type Timeouts struct {
 	// MaxAge is when a machine without leases is replaced by a new one: 7 days.
 	MaxAge time.Duration
 
+	// Settle is how long a record that has just changed is left to whoever changed it, before a scan takes it up: 2 s.
+	Settle time.Duration
 	// Grace is how old a lease must be before it may be found to belong to no build: 10 s.
 	Grace time.Duration
 	// Keep is how long the records of ended builds and deleted machines are kept: 7 days.
@@ -68,7 +70,7 @@ var defaultTimeouts = Timeouts{
 	Drain: time.Minute, Stop: 3 * time.Minute, Fail: 30 * time.Second, Delete: 15 * time.Minute, Missing: 20 * time.Second,
 	Challenge: 60 * time.Second, Credential: time.Hour,
 	Idle: -1, Stopped: 24 * time.Hour, MaxAge: 7 * 24 * time.Hour,
-	Grace: 10 * time.Second, Keep: 7 * 24 * time.Hour,
+	Settle: 2 * time.Second, Grace: 10 * time.Second, Keep: 7 * 24 * time.Hour,
 }
 
 // withDefaults fills the fields that are zero.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -131,15 +130,12 @@ func (s *Server) decideAgain(ctx context.Context, d bus.Delivery[bus.BuildRef]) 
 	if b.State.Ended() || b.State == bus.BuildReady || b.State == bus.BuildRunning {
 		return nil
 	}
-	if age := s.moment().now.Sub(b.CreatedAt); age < settle {
-		return bus.Postpone(settle - age)
+	if age := s.moment().now.Sub(b.CreatedAt); age < s.timeouts.Settle {
+		return bus.Postpone(s.timeouts.Settle - age)
 	}
 	_, err = s.placeBuild(ctx, b)
 	return err
 }
-
-// settle is how long a new record is left to whoever made it.
-const settle = 2 * time.Second
 
 // getBuild is step 5: it answers with the client's certificates once all leases serve.
 func (s *Server) getBuild(ctx context.Context, from bus.Caller, m bus.BuildRef) (bus.BuildView, error) {

@@ -14,6 +14,9 @@ import (
 // perform does what a step wants done. What fails is left to the scan, which derives it again from the record.
 func (s *Server) perform(ctx context.Context, effects []effect) {
 	for _, e := range effects {
+		if s.crash != nil && s.crash(e) {
+			return
+		}
 		if err := s.performOne(ctx, e); err != nil {
 			s.log.WarnContext(ctx, "effect left to the next scan", "effect", fmt.Sprintf("%T", e), "err", err)
 		}

@@ -105,7 +105,7 @@ func (s *Server) dueBuild(ctx context.Context, b Build, at moment) func() error 
 			return err
 		}
 	}
-	if at.past(b.CreatedAt, settle) && s.needsPlace(b, at) {
+	if at.past(b.CreatedAt, at.Settle) && s.needsPlace(b, at) {
 		return func() error {
 			fresh, _, err := s.store.builds.Get(ctx, string(b.ID))
 			if err == nil {
@@ -158,7 +158,7 @@ func (s *Server) dueMachine(ctx context.Context, m Machine, at moment) func() er
 		}
 		return nil
 	}
-	if !at.past(m.Since, settle) && !m.in(MachineServing, MachineRegistered) {
+	if !at.past(m.Since, at.Settle) && !m.in(MachineServing, MachineRegistered) {
 		return nil // whoever brought it here is still at work
 	}
 	return func() error {
@@ -211,7 +211,7 @@ func (s *Server) dueVolume(ctx context.Context, v Volume, at moment) func() erro
 		}
 		return nil
 	}
-	if !at.past(v.Since, settle) {
+	if !at.past(v.Since, at.Settle) {
 		return nil
 	}
 	if m, ok := s.mirrors.machines.get(string(v.Machine)); v.State == VolumeAttached && ok && m.State == MachineDeleted {

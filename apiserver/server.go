@@ -46,6 +46,8 @@ type Server struct {
 	repeats repeats
 	cuts    cuts
 	ready   chan struct{}
+
+	crash func(effect) bool // of tests: the process dies before it does this
 }
 
 // New checks the configuration. It does no I/O.
