@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,6 +27,10 @@ type Bucket[T any] struct {
 	c      *Control
 	name   string
 	stream jetstream.Stream
+
+	mu      sync.Mutex
+	checked time.Time // when full was true
+	full    bool
 }
 
 // Revision is the version of one record. It grows with each write to the bucket.
@@ -117,10 +122,14 @@ func (b *Bucket[T]) last(ctx context.Context, subject string) (*jetstream.RawStr
 	}
 }
 
-// Create writes the record if there is none. The error is ErrConflict if there is one.
+// Create writes the record if there is none. The error is ErrConflict if there is one. It is ErrFull already while
+// there is room left for the changes of existing records: what has begun can go on to its end.
 func (b *Bucket[T]) Create(ctx context.Context, key string, v T) (Revision, error) {
 	ctx, cancel := within(ctx, storeTimeout)
 	defer cancel()
+	if err := b.hasRoom(ctx); err != nil {
+		return 0, fmt.Errorf("create %s/%s: %w", b.name, key, err)
+	}
 	at, err := b.put(ctx, key, v, 0)
 	if errors.Is(err, ErrConflict) {
 		// The key may have been used before: then its delete marker is what must still be there.
@@ -158,10 +167,55 @@ func (b *Bucket[T]) Delete(ctx context.Context, key string, at Revision) error {
 		m.Header.Set(headerOperation, operationPurge)
 		m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 		m.Header.Set(jetstream.MsgTTLHeader, markerTTL.String())
-		_, err = b.write(ctx, m, at)
+		if _, err = b.write(ctx, m, at); errors.Is(err, ErrFull) {
+			err = b.purge(ctx, subject, at)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s/%s: %w", b.name, key, err)
+	}
+	return nil
+}
+
+// purge deletes without a marker, for which a full bucket has no room: a watch does not see it. It compares too, because
+// a record that was changed has no message at its old revision any more.
+func (b *Bucket[T]) purge(ctx context.Context, subject string, at Revision) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	m, err := b.last(ctx, subject)
+	if err != nil || m.Sequence != uint64(at) {
+		return errors.Join(ErrConflict, err)
+	}
+	if err := b.stream.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(uint64(at)+1)); err != nil {
+		return err
+	}
+	if _, err := b.last(ctx, subject); !errors.Is(err, ErrNotFound) {
+		return errors.Join(ErrConflict, err)
+	}
+	return nil
+}
+
+const (
+	// roomForNew is the part of a bucket, in percent, that new records may fill.
+	roomForNew = 85
+	// roomCheck is how old the knowledge about a bucket's size may be.
+	roomCheck = time.Second
+)
+
+// hasRoom returns ErrFull if the bucket takes no new records.
+func (b *Bucket[T]) hasRoom(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if time.Since(b.checked) > roomCheck {
+		info, err := b.stream.Info(ctx)
+		if err != nil {
+			return err
+		}
+		b.full = info.Config.MaxBytes > 0 && info.State.Bytes > uint64(info.Config.MaxBytes)*roomForNew/100
+		b.checked = time.Now()
+	}
+	if b.full {
+		return fmt.Errorf("%w of records, try again later", ErrFull)
 	}
 	return nil
 }
