@@ -143,7 +143,7 @@ func (s *Server) machineFor(ctx context.Context, b Build, arch bus.Arch) (bus.Ma
 			break
 		}
 		if m.accepts() {
-			return m.ID, s.fillSlot(ctx, slot.key())
+			return m.ID, nil
 		}
 		if err = jitter(ctx, attempt); err != nil {
 			break

@@ -187,12 +187,16 @@ func (m Machine) stage() bus.Stage {
 func (m Machine) tell(at moment, message string) []effect {
 	var effects []effect
 	for _, id := range slices.Sorted(maps.Keys(m.Leases)) {
-		effects = append(effects, tell{m.Organization, bus.BuildEvent{
-			Build: m.Leases[id].Build, Project: m.Project, Time: at.now, State: bus.BuildWaiting,
-			Architecture: m.Architecture, Machine: m.ID, Stage: m.stage(), Message: message,
-		}})
+		effects = append(effects, m.tellOne(id, at, message))
 	}
 	return effects
+}
+
+func (m Machine) tellOne(lease bus.LeaseID, at moment, message string) effect {
+	return tell{m.Organization, bus.BuildEvent{
+		Build: m.Leases[lease].Build, Project: m.Project, Time: at.now, State: bus.BuildWaiting,
+		Architecture: m.Architecture, Machine: m.ID, Stage: m.stage(), Message: message,
+	}}
 }
 
 // action is an instruction to the machine's cloud-agent. Its id is the same whenever it is derived.

@@ -67,11 +67,17 @@ func (m *Machine) taken(ev machineTaken, at moment) ([]effect, error) {
 	}
 	m.Leases[ev.id] = ev.lease
 	switch m.State {
-	case MachineRegistered, MachineServing:
+	case MachineServing:
 		return []effect{hint{m.Connection, m.ID, ev.id}}, nil
+	case MachineRegistered:
+		return []effect{m.tellOne(ev.id, at, "the machine is getting ready"), hint{m.Connection, m.ID, ev.id}}, nil
+	case MachineLaunching, MachineBooting, MachineStarting:
+		return []effect{m.tellOne(ev.id, at, "the machine is on its way")}, nil
+	case MachineWanted:
+		return []effect{fill{slotKey(m.Project, m.Architecture)}}, nil
 	case MachineStopped:
 		return m.start(at), nil
-	case MachineWanted, MachineLaunching, MachineBooting, MachineStarting, MachineDraining, MachineStopping, MachineFailed, MachineDeleting, MachineDeleted:
+	case MachineDraining, MachineStopping, MachineFailed, MachineDeleting, MachineDeleted:
 	}
 	return nil, nil
 }
