@@ -22,18 +22,22 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	r := newReport(os.Stdout)
-	for _, args := range split(os.Args[1:]) {
-		if err := run(ctx, r, args); err != nil {
-			r.broken(err)
-		}
-	}
-	if !r.close() {
-		stop()
+	if !report(os.Args[1:]) {
 		os.Exit(1)
 	}
+}
+
+// report runs everything and reports whether all is well.
+func report(args []string) bool {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	s := newTally(os.Stdout)
+	for _, args := range split(args) {
+		if err := run(ctx, s, args); err != nil {
+			s.broken(err)
+		}
+	}
+	return s.close()
 }
 
 // split cuts arguments at each "--".
@@ -46,7 +50,7 @@ func split(args []string) [][]string {
 }
 
 // run feeds one go test into the report. That a test failed is no error here: the report knows it from the stream.
-func run(ctx context.Context, r *report, args []string) error {
+func run(ctx context.Context, r *tally, args []string) error {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json"}, args...)...) //nolint:gosec // the arguments are the Makefile's
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 30 * time.Second
@@ -72,7 +76,7 @@ func run(ctx context.Context, r *report, args []string) error {
 }
 
 // read passes each event of the stream to the report, and says what is running when nothing ends for a while.
-func read(from io.Reader, r *report) error {
+func read(from io.Reader, r *tally) error {
 	events, failed := make(chan event), make(chan error, 1)
 	go func() {
 		defer close(events)

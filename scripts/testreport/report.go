@@ -31,8 +31,8 @@ type skip struct {
 
 type counts struct{ passed, failed, skipped int }
 
-// report collects the events of any number of runs of go test.
-type report struct {
+// tally collects the events of any number of runs of go test.
+type tally struct {
 	w       io.Writer
 	started time.Time
 	sum     counts
@@ -43,15 +43,15 @@ type report struct {
 	faults  []error // of go test itself
 }
 
-func newReport(w io.Writer) *report {
-	return &report{
+func newTally(w io.Writer) *tally {
+	return &tally{
 		w: w, started: time.Now(),
 		output: map[id]*strings.Builder{}, builds: map[string]*strings.Builder{}, perPkg: map[string]*counts{},
 	}
 }
 
 // add takes one event, and reports whether it was the end of a package.
-func (r *report) add(e event) bool {
+func (r *tally) add(e event) bool {
 	key := id{e.Package, e.Test}
 	switch e.Action {
 	case "build-output":
@@ -88,7 +88,7 @@ func take[K comparable](from map[K]*strings.Builder, key K) string {
 	return b.String()
 }
 
-func (r *report) pkg(name string) *counts {
+func (r *tally) pkg(name string) *counts {
 	c, ok := r.perPkg[name]
 	if !ok {
 		c = &counts{}
@@ -97,7 +97,7 @@ func (r *report) pkg(name string) *counts {
 	return c
 }
 
-func (r *report) endTest(e event, key id) {
+func (r *tally) endTest(e event, key id) {
 	c, text := r.pkg(e.Package), take(r.output, key)
 	switch e.Action {
 	case "pass":
@@ -113,7 +113,7 @@ func (r *report) endTest(e event, key id) {
 
 // endPackage prints the package's line. A package that fails without a failing test did not build, or it panicked, ran
 // out of time or failed in TestMain: that counts as one failure, and what was running then is shown.
-func (r *report) endPackage(e event) {
+func (r *tally) endPackage(e event) {
 	c, text := r.pkg(e.Package), take(r.output, id{e.Package, ""})
 	if e.Action == "fail" && c.failed == 0 {
 		c.failed++
@@ -137,14 +137,14 @@ func (r *report) endPackage(e event) {
 }
 
 // running returns the tests of a package that have begun and not ended, or with an empty name those of all packages.
-func (r *report) running(pkg string) []id {
+func (r *tally) running(pkg string) []id {
 	keys := slices.Collect(maps.Keys(r.output))
 	keys = slices.DeleteFunc(keys, func(k id) bool { return k.test == "" || pkg != "" && k.pkg != pkg })
 	slices.SortFunc(keys, func(a, b id) int { return strings.Compare(a.pkg+" "+a.test, b.pkg+" "+b.test) })
 	return keys
 }
 
-func (r *report) stillRunning() {
+func (r *tally) stillRunning() {
 	names := []string{}
 	for _, k := range r.running("") {
 		if !strings.Contains(k.test, "/") {
@@ -161,12 +161,12 @@ func (r *report) stillRunning() {
 }
 
 // broken notes that go test itself did not work.
-func (r *report) broken(err error) { r.faults = append(r.faults, err) }
+func (r *tally) broken(err error) { r.faults = append(r.faults, err) }
 
-func (r *report) allPassed() bool { return r.sum.failed == 0 && len(r.faults) == 0 }
+func (r *tally) allPassed() bool { return r.sum.failed == 0 && len(r.faults) == 0 }
 
 // close prints the skips and the sum, and reports whether all is well.
-func (r *report) close() bool {
+func (r *tally) close() bool {
 	for path, b := range r.builds { // of packages that no test needed
 		fmt.Fprintf(r.w, "\n%s\n%s", path, b)
 	}

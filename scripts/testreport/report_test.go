@@ -21,7 +21,7 @@ func module(t *testing.T, test string) {
 func reportOf(t *testing.T, args ...string) (string, bool) {
 	t.Helper()
 	var out strings.Builder
-	r := newReport(&out)
+	r := newTally(&out)
 	for _, args := range split(args) {
 		if err := run(t.Context(), r, args); err != nil {
 			r.broken(err)
