@@ -29,8 +29,8 @@ type Bucket[T any] struct {
 	stream jetstream.Stream
 
 	mu      sync.Mutex
-	checked time.Time // when full was true
 	full    bool
+	checked time.Time // when full was found out
 }
 
 // Revision is the version of one record. It grows with each write to the bucket.
@@ -202,19 +202,26 @@ const (
 	roomCheck = time.Second
 )
 
-// hasRoom returns ErrFull if the bucket takes no new records.
+// hasRoom returns ErrFull if the bucket takes no new records. One caller a second looks; if it cannot, the write itself
+// will tell.
 func (b *Bucket[T]) hasRoom(ctx context.Context) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if time.Since(b.checked) > roomCheck {
-		info, err := b.stream.Info(ctx)
-		if err != nil {
-			return err
-		}
-		b.full = info.Config.MaxBytes > 0 && info.State.Bytes > uint64(info.Config.MaxBytes)*roomForNew/100
+	due := time.Since(b.checked) > roomCheck
+	if due {
 		b.checked = time.Now()
 	}
-	if b.full {
+	full := b.full
+	b.mu.Unlock()
+	if due {
+		ctx, cancel := context.WithTimeout(ctx, roomCheck)
+		defer cancel()
+		info, err := b.stream.Info(ctx)
+		full = err == nil && info.Config.MaxBytes > 0 && info.State.Bytes > uint64(info.Config.MaxBytes)*roomForNew/100
+		b.mu.Lock()
+		b.full = full
+		b.mu.Unlock()
+	}
+	if full {
 		return fmt.Errorf("%w of records, try again later", ErrFull)
 	}
 	return nil

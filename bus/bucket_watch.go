@@ -138,7 +138,7 @@ func (b *Bucket[T]) Watch(ctx context.Context, handle func(e Entry[T], synced bo
 		switch {
 		case ctx.Err() != nil:
 		case b.c.nc.IsClosed():
-			return fmt.Errorf("watch %s: %w: the connection is closed", b.name, ErrUnreachable)
+			return fmt.Errorf("watch %s: %w", b.name, errConnectionClosed)
 		default:
 			b.c.log.Debug("watch interrupted", "bucket", b.name, "err", err)
 			if w.after != before {

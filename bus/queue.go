@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -102,11 +103,13 @@ func carry[M Message](row Row, h Handler[M]) func(ctx context.Context, m jetstre
 	}
 }
 
+var errConnectionClosed = fmt.Errorf("%w: the connection is closed", ErrUnreachable)
+
 func (c *Control) worker(stream, consumer string) *worker {
 	return &worker{
 		nc: c.nc, log: c.log, bury: c.bury, delay: redeliverAfter, slots: make(chan struct{}, handlerSlots),
 		open: func(ctx context.Context) (jetstream.Consumer, error) { return c.js.Consumer(ctx, stream, consumer) },
-		gone: func() error { return fmt.Errorf("%w: the connection is closed", ErrUnreachable) },
+		gone: func() error { return errConnectionClosed },
 	}
 }
 
@@ -124,6 +127,6 @@ func (c *Conn) worker(stream string) *worker {
 			}
 			return consumer, err
 		},
-		gone: func() error { return c.Err() },
+		gone: func() error { return cmp.Or(c.Err(), errConnectionClosed) },
 	}
 }
