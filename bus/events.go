@@ -42,7 +42,7 @@ func (e Events[M]) Replay(ctx context.Context, c *Control, account string, param
 
 // Subscribe calls handle for each event from now on, one at a time, until ctx ends. It returns when the server has the
 // subscription. params fill the subject in its order; "*" stands for any value that the role may see. An event is a
-// hint: it may be lost, and another member of the account can forge it.
+// hint: it may be lost, come twice or come before it is stored, and another member of the account can forge it.
 func (e Events[M]) Subscribe(ctx context.Context, c *Conn, handle func(M), params ...string) error {
 	values, err := parameters(*e.row, params, true)
 	if err == nil {
