@@ -1,0 +1,113 @@
+package stack_test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// requireRefusal checks that a program ended with the code, one line of reason that matches, and at least one hint.
+func requireRefusal(t testing.TB, p *process, code int, line string) {
+	t.Helper()
+	require.Equal(t, code, p.exitCode(t), "%s", p.out)
+	var reasons []string
+	hinted := false
+	for text := range strings.Lines(p.out.String()) {
+		if strings.HasPrefix(text, "hint: ") {
+			hinted = true
+		} else {
+			reasons = append(reasons, strings.TrimSpace(text))
+		}
+	}
+	require.Len(t, reasons, 1, "%s", p.out)
+	require.Regexp(t, "^"+p.name+": "+line, reasons[0])
+	require.True(t, hinted, "%s", p.out)
+}
+
+func TestDepotd_RefusesADirectoryThatAnotherOneHolds(t *testing.T) {
+	t.Parallel()
+	in := newInstallation(t)
+	in.depotd(t)
+	second := in.start(t, "depotd", "--dir", in.state, "--listen", freeAddress(t))
+	requireRefusal(t, second, 1, `another depotd \(process \d+\) runs on `)
+}
+
+func TestDepotd_RefusesAnAddressThatIsTaken(t *testing.T) {
+	t.Parallel()
+	in := newInstallation(t)
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", in.listen)
+	require.NoError(t, err)
+	p := in.start(t, "depotd", "--dir", in.state, "--listen", in.listen)
+	requireRefusal(t, p, 1, `cannot listen on 127.0.0.1:\d+: .*in use`)
+	require.NoError(t, l.Close()) // the sweep needs it
+}
+
+func TestDepotd_RefusesADirectoryThatItCannotWrite(t *testing.T) {
+	t.Parallel()
+	in := newInstallation(t)
+	dir := mount(t, unix.MS_RDONLY, "")
+	p := in.start(t, "depotd", "--dir", filepath.Join(dir, "state"), "--listen", in.listen)
+	requireRefusal(t, p, 1, `the state directory .* cannot be written: read-only file system`)
+}
+
+func TestDepotd_RefusesAFullDisk(t *testing.T) {
+	t.Parallel()
+	in := newInstallation(t)
+	dir := mount(t, 0, "size=1m")
+	p := in.start(t, "depotd", "--dir", filepath.Join(dir, "state"), "--listen", in.listen)
+	requireRefusal(t, p, 1, `the disk of the state directory .* is full`)
+}
+
+// mount gives a tmpfs to a directory.
+func mount(t testing.TB, flags uintptr, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", flags, options))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
+}
+
+// A disk that fills up under a running depotd must end builds with a line, not hang them, and it must not lose what was
+// acknowledged.
+func TestDepotd_SurvivesADiskThatFillsUp(t *testing.T) {
+	t.Parallel()
+	in := newInstallation(t)
+	in.state = mount(t, 0, "size=256m")
+	in.depotd(t)
+	context := counted(t)
+	require.Equal(t, "1", in.count(t, context))
+	known := in.builds(t)
+
+	ballast := filepath.Join(in.state, "ballast")
+	fill(t, ballast)
+	b := in.build(t, "--acquire-timeout=20s", context)
+	require.NotZero(t, b.exitCode(t), "a build was acknowledged without room for its record:\n%s", b.out)
+	require.Regexp(t, `(?m)^depotctl: .*`, b.out.String())
+
+	require.NoError(t, os.Remove(ballast))
+	eventually(t, "builds work again once there is room", func() bool {
+		again := in.build(t, context)
+		return again.exitCode(t) == 0
+	})
+	after := in.builds(t)
+	require.Equal(t, known[0], after[len(after)-1])
+}
+
+// fill writes until the file system is full.
+func fill(t testing.TB, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	defer f.Close()
+	for block := make([]byte, 64<<10); ; {
+		if _, err := f.Write(block); err != nil {
+			require.ErrorIs(t, err, unix.ENOSPC)
+			return
+		}
+	}
+}
