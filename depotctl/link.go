@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/util/tracing/delegated"
 	"google.golang.org/grpc"
 
 	"github.com/depotctl/depot/bus"
@@ -65,7 +64,8 @@ func (l *link) newClient(ctx context.Context) (*client.Client, error) {
 	return client.New(context.WithoutCancel(ctx), "tcp://"+l.address,
 		client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.dial(ctx) }),
 		client.WithGRPCDialOption(grpc.WithAuthority(l.lease.ServerName)),
-		client.WithTracerDelegate(delegated.DefaultExporter),
+		// No tracer delegate: when buildx has flushed its spans it would close this client, and the end of the
+		// connection could no longer be told from the loss of the builder.
 	)
 }
 

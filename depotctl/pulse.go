@@ -1,6 +1,7 @@
 package depotctl
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -27,7 +28,7 @@ func (p *pulse) count() uint64 { return p.beats.Load() }
 func (p *pulse) fail(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.retired || p.err != nil {
+	if p.retired || p.err != nil || errors.Is(err, net.ErrClosed) {
 		return
 	}
 	p.err = err
