@@ -81,3 +81,73 @@ func TestActions_ErrorIsDeliveredAgainAndRejectBecomesADeadLetter(t *testing.T) 
 		return len(letters) == 1 && letters[0].Reason == "never" && letters[0].Cause == bus.DeadRejected && letters[0].Attempts == 2
 	}, 10*time.Second, 20*time.Millisecond)
 }
+
+func TestActions_OnEveryForm(t *testing.T) { onEveryForm(t, actionsLeaveTheQueueAsTheirHandlersSay) }
+
+func actionsLeaveTheQueueAsTheirHandlersSay(t *testing.T, s *bustest.Server) {
+	_, c := s.Default(t)
+	const each = 5
+	kinds := map[bus.MachineID]int{}
+	for i := range 3 * each {
+		a := anAction()
+		kinds[a.Machine] = i % 3
+		require.NoError(t, bus.Actions.Publish(t.Context(), s.Control, c.Account, a, a.ID, string(a.Machine)))
+	}
+	done := make(chan struct{}, 3*each)
+	consume(t, s.Agent(t), func(_ context.Context, d bus.Delivery[bus.Action]) error {
+		switch {
+		case kinds[d.Message.Machine] == 0:
+			done <- struct{}{}
+			return nil
+		case kinds[d.Message.Machine] == 1:
+			return bus.Reject(errors.New("outside the vocabulary"))
+		case d.Attempt == 1:
+			return errors.New("the cloud is away")
+		}
+		done <- struct{}{}
+		return nil
+	})
+	for range 2 * each {
+		<-done
+	}
+	require.Eventually(t, func() bool { return bus.Stored(t, s.Control, "ACTIONS") == 0 }, 10*time.Second, 20*time.Millisecond)
+	letters, err := s.Control.DeadLetters(t.Context(), 0, 100)
+	require.NoError(t, err)
+	require.Len(t, letters, each)
+	for i, letter := range letters {
+		require.Equal(t, "outside the vocabulary", letter.Reason)
+		require.Equal(t, "ACTIONS", letter.Stream)
+		later, err := s.Control.DeadLetters(t.Context(), letter.Sequence, 1)
+		require.NoError(t, err)
+		if i+1 < each {
+			require.Equal(t, letters[i+1:i+2], later)
+		} else {
+			require.Empty(t, later)
+		}
+	}
+}
+
+func TestActions_AreTheAgentsAlone(t *testing.T) {
+	t.Parallel()
+	s := bustest.New(t)
+	_, mine := s.Default(t)
+	a := anAction()
+	publishAction(t, s, a)
+	for name, c := range map[string]*bus.Conn{"machine": s.Machine(t, a.Machine), "user": s.User(t)} {
+		err := bus.Actions.Consume(t.Context(), c, func(context.Context, bus.Delivery[bus.Action]) error {
+			t.Error("handled by a", name)
+			return nil
+		})
+		require.ErrorIs(t, err, bus.ErrForbidden, name)
+	}
+	other := s.Connection(t, mine.Organization)
+	stranger := s.WithToken(t, other.Token)
+	_, err := bus.RejectDelivery.Call(t.Context(), stranger, bus.Rejection{Stream: "ACTIONS", Sequence: 1, Cause: bus.DeadRejected})
+	require.ErrorIs(t, err, bus.CodeNotFound)
+	_, err = bus.RejectDelivery.Call(t.Context(), s.Agent(t), bus.Rejection{Stream: "BUILDS", Sequence: 1, Cause: bus.DeadRejected})
+	require.ErrorIs(t, err, bus.CodeNotFound)
+	letters, err := s.Control.DeadLetters(t.Context(), 0, 1)
+	require.NoError(t, err)
+	require.Empty(t, letters)
+	require.Equal(t, 1, bus.Stored(t, s.Control, "ACTIONS"))
+}

@@ -154,3 +154,37 @@ func TestQueues_EndWithTheReasonWhyTheConnectionEnded(t *testing.T) {
 	require.NoError(t, agent.Close())
 	require.Error(t, <-ended)
 }
+
+func TestActions_KeepTheirLeaseAcrossAccounts(t *testing.T) {
+	t.Parallel()
+	r := newRestartTest(t)
+	cfg := consumerConfig(r.account, 64)
+	cfg.FilterSubject, cfg.AckWait = streamSubject(*Actions.row, r.account, nil), 300*time.Millisecond
+	_, err := r.control.js.UpdateConsumer(t.Context(), Actions.row.Stream, cfg)
+	require.NoError(t, err)
+	agent, err := Connect(t.Context(), Config{URL: r.server.URL(), Token: r.token})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, agent.Close()) })
+	machine := NewMachineID()
+	action := Action{ID: ActionID(machine, 1, StopMachine), Kind: StopMachine, Machine: machine, Attempt: 1}
+	require.NoError(t, Actions.Publish(t.Context(), r.control, r.account, action, action.ID, string(machine)))
+	ctx, cancel := context.WithCancel(t.Context())
+	attempts, ended := make(chan int, 8), make(chan error, 1)
+	go func() {
+		postponed := false
+		ended <- Actions.Consume(ctx, agent, func(ctx context.Context, d Delivery[Action]) error {
+			attempts <- d.Attempt
+			if !postponed {
+				postponed = true
+				return Postpone(time.Second)
+			}
+			return sleep(ctx, time.Second)
+		})
+	}()
+	require.Equal(t, 1, <-attempts)
+	require.Equal(t, 1, <-attempts)
+	require.Eventually(t, func() bool { return Stored(t, r.control, "ACTIONS") == 0 }, 10*time.Second, 10*time.Millisecond)
+	cancel()
+	require.NoError(t, <-ended)
+	require.Empty(t, attempts)
+}
