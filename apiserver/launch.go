@@ -79,7 +79,7 @@ func (m *Machine) done(ev machineDone, at moment) []effect {
 			return nil
 		}
 		if ev.fault != nil {
-			return m.fail(ev.fault.Message, isFinal(ev.fault), at)
+			return m.fail(reasonOf(ev.fault), isFinal(ev.fault), at)
 		}
 		m.enter(MachineBooting, "", at)
 		return m.tell(at, "the machine boots")
@@ -102,8 +102,19 @@ func (m *Machine) done(ev machineDone, at moment) []effect {
 	return nil
 }
 
-// isFinal reports whether asking the same again is in vain: the agent refuses it on principle.
-func isFinal(f *bus.Fault) bool { return f.Code == bus.CodeInvalid || f.Code == bus.CodeForbidden }
+// isFinal reports whether asking the same again is in vain: the agent refuses it on principle, or lacks something that
+// only its operator can provide.
+func isFinal(f *bus.Fault) bool {
+	return f.Code == bus.CodeInvalid || f.Code == bus.CodeForbidden || f.Code == bus.CodeUnavailable
+}
+
+// reasonOf is a fault in one line, with what to do about it.
+func reasonOf(f *bus.Fault) string {
+	if f.Hint == "" {
+		return f.Message
+	}
+	return f.Message + " (" + f.Hint + ")"
+}
 
 // observed compares the machine with what its cloud shows.
 func (m *Machine) observed(ev machineObserved, at moment) []effect {
