@@ -3,21 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/depotctl/depot/bus"
-	"github.com/depotctl/depot/depotctl/config"
 )
 
 // stages asks the API server for the story of both builds, and prints how long each stage took.
-func (d *depotd) stages(ctx context.Context, cold, warm result) error {
-	user, err := config.File{Path: filepath.Join(d.dir, "config", "depot", "config.json")}.Load()
-	if err != nil {
-		return err
-	}
-	conn, err := bus.Connect(ctx, bus.Config{URL: user.Server, Token: user.Token, Name: "demo"})
+func (d *demo) stages(ctx context.Context, cold, warm result) error {
+	conn, err := d.Connect(ctx, "demo")
 	if err != nil {
 		return fmt.Errorf("connect to depotd: %w", err)
 	}
@@ -38,7 +32,7 @@ func (d *depotd) stages(ctx context.Context, cold, warm result) error {
 	return nil
 }
 
-func (d *depotd) story(ctx context.Context, conn *bus.Conn, b bus.BuildView, r result) error {
+func (d *demo) story(ctx context.Context, conn *bus.Conn, b bus.BuildView, r result) error {
 	story, err := bus.ReplayBuild.Call(ctx, conn, bus.BuildRef{Build: b.Build})
 	if err != nil {
 		return fmt.Errorf("replay build %s: %w", b.Build, err)
