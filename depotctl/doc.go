@@ -7,7 +7,7 @@
 //	process start   key, certificate request and bus connection are made while buildx starts      (reservation)
 //	flags parsed    CreateBuild; every event and every 2 s GetBuild tells the truth               (reservation)
 //	bootstrap       stages are shown in buildx's own progress display                             (display)
-//	builder serves  addresses in order, TLS 1.3, one RPC as proof                                 (link)
+//	builder serves  addresses in order, TLS 1.3, BuildKit's first bytes as proof                  (link)
 //	build runs      Info every 2 s, the server's word, BuildIsLive every 5 s                      (watchdog)
 //	end             FinishBuild: succeeded, failed or canceled, and no word about what was built
 //

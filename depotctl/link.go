@@ -23,7 +23,7 @@ const (
 	attemptTimeout = 5 * time.Second        // of one address
 	headStart      = time.Second            // of an address before the next one is tried beside it
 	reachPause     = 300 * time.Millisecond // between two rounds: a route or a listener may be a moment late
-	probeTimeout   = 5 * time.Second        // of the first RPC
+	helloTimeout   = 5 * time.Second        // of BuildKit's first bytes
 	tcpKeepAlive   = 15 * time.Second
 )
 
@@ -37,8 +37,9 @@ type link struct {
 	pulse   *pulse
 }
 
-// connect reaches the lease's builder: the addresses in order, a TLS handshake that proves the builder, one RPC that
-// proves this client. In TLS 1.3 a client learns only by its first read that its certificate was refused.
+// connect reaches the lease's builder: the addresses in order, a TLS handshake that proves the builder, then its first
+// bytes, which prove this client and BuildKit. In TLS 1.3 a client learns only by its first read that its certificate
+// was refused; and an HTTP/2 server speaks first, so waiting for it costs no round trip.
 func connect(ctx context.Context, lease bus.LeaseView, key *certs.Key) (*link, error) {
 	config, err := certs.ClientConfig(lease.ServerName, lease.CA, lease.Certificate, key)
 	if err != nil {
@@ -50,12 +51,12 @@ func connect(ctx context.Context, lease bus.LeaseView, key *certs.Key) (*link, e
 	if err != nil {
 		return nil, err
 	}
+	if err := conn.hear(helloTimeout); err != nil {
+		return nil, errors.Join(l.refused(err), conn.Close())
+	}
 	l.spare <- conn
 	if l.client, err = l.newClient(ctx); err != nil {
 		return nil, errors.Join(err, conn.Close())
-	}
-	if err := l.probe(ctx); err != nil {
-		return nil, errors.Join(l.explain(ctx, err), l.client.Close())
 	}
 	return l, nil
 }
@@ -79,16 +80,9 @@ func (l *link) dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-func (l *link) probe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	_, err := l.client.Info(ctx)
-	return err
-}
-
 // reach tries the addresses, each with a head start before the next, in rounds until one answers or time is up. What
 // answers with the wrong certificate ends it at once: trying again cannot make it right.
-func (l *link) reach(ctx context.Context) (net.Conn, error) {
+func (l *link) reach(ctx context.Context) (*liveConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	if len(l.lease.Addresses) == 0 {
@@ -118,12 +112,12 @@ func (l *link) reach(ctx context.Context) (net.Conn, error) {
 
 type attempt struct {
 	address string
-	conn    net.Conn
+	conn    *liveConn
 	err     error
 }
 
 // round tries every address once. The first handshake that succeeds wins; later ones are closed.
-func (l *link) round(ctx context.Context) (net.Conn, string, error) {
+func (l *link) round(ctx context.Context) (*liveConn, string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	results := make(chan attempt, len(l.lease.Addresses))
 	started, failed := 0, make([]error, 0, len(l.lease.Addresses))
@@ -166,7 +160,7 @@ func (l *link) attempt(ctx context.Context, address string) attempt {
 	return attempt{address: address, conn: conn, err: err}
 }
 
-func (l *link) handshake(ctx context.Context, address string) (net.Conn, error) {
+func (l *link) handshake(ctx context.Context, address string) (*liveConn, error) {
 	dialer := net.Dialer{KeepAlive: tcpKeepAlive}
 	raw, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -216,18 +210,11 @@ func (l *link) impostor(err error) *Error {
 		hint("usual causes: a proxy that opens TLS between here and there; a clock that is wrong by more than a minute; an address that now belongs to another machine").because(err)
 }
 
-// explain turns the failure of the probe into words. gRPC hides the alert, so the connection itself is asked first.
-func (l *link) explain(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	broken := l.pulse.broken()
-	if _, ok := errors.AsType[tls.AlertError](broken); ok {
-		return failf(ExitUnreachable, "the %s at %s refuses this client's certificate: %v", l.name(), l.address, broken).
+// refused explains a builder that was reached but does not speak.
+func (l *link) refused(err error) error {
+	if isAlert(err) {
+		return failf(ExitUnreachable, "the %s at %s refuses this client's certificate: %v", l.name(), l.address, err).
 			hint("the lease may have ended meanwhile: run this again; if it goes on, compare the clocks of this host and the builder").because(err)
-	}
-	if broken != nil {
-		err = broken
 	}
 	return failf(ExitUnreachable, "the %s at %s accepts the connection but does not answer: %s", l.name(), l.address, oneLine(err.Error())).
 		hint("run this again; if it goes on, see the log of the machine").because(err)
@@ -239,8 +226,13 @@ func isCertificateError(err error) bool {
 		verification *tls.CertificateVerificationError
 		peer         *certs.PeerError
 		record       tls.RecordHeaderError
-		alert        tls.AlertError
 		hostname     x509.HostnameError
 	)
-	return errors.As(err, &verification) || errors.As(err, &peer) || errors.As(err, &record) || errors.As(err, &alert) || errors.As(err, &hostname)
+	return errors.As(err, &verification) || errors.As(err, &peer) || errors.As(err, &record) || errors.As(err, &hostname) || isAlert(err)
+}
+
+// isAlert reports whether the peer has refused this end in TLS's own words.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }

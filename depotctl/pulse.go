@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // pulse notes the signs of life of one builder: any byte that it sends. HTTP/2 answers an upload with window updates,
@@ -53,10 +54,30 @@ func (p *pulse) broken() error {
 type liveConn struct {
 	net.Conn
 	pulse *pulse
+	head  []byte // read by hear, not yet by Read
+}
+
+// hear waits for the peer's first bytes and keeps them for Read.
+func (c *liveConn) hear(timeout time.Duration) error {
+	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	buffer := make([]byte, 512)
+	n, err := c.Conn.Read(buffer)
+	c.head = buffer[:n]
+	if n > 0 {
+		return c.SetReadDeadline(time.Time{})
+	}
+	return err
 }
 
 // Read notes a sign of life, or the end of the connection.
 func (c *liveConn) Read(b []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(b, c.head)
+		c.head = c.head[n:]
+		return n, nil
+	}
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.pulse.beat()
