@@ -199,6 +199,16 @@ func (f *Front) Generation(id string) (int, bool) {
 	return l.Generation, true
 }
 
+// Connections returns how many connections a lease has.
+func (f *Front) Connections(id string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l := f.leases[id]; l != nil {
+		return len(l.conns)
+	}
+	return 0
+}
+
 // Live returns every lease with its connections, by id.
 func (f *Front) Live() []Live {
 	f.mu.Lock()
