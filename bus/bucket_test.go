@@ -16,17 +16,16 @@ type record struct {
 	Count int    `json:"count"`
 }
 
-func openRecords(t *testing.T) (*bustest.Server, *bus.Bucket[record]) {
+func openRecords(t *testing.T) *bus.Bucket[record] {
 	t.Helper()
-	s := bustest.New(t)
-	b, err := bus.OpenBucket[record](t.Context(), s.Control, "records")
+	b, err := bus.OpenBucket[record](t.Context(), bustest.New(t).Control, "records")
 	require.NoError(t, err)
-	return s, b
+	return b
 }
 
 func TestBucket_LivesThroughCreateUpdateDeleteAndCreateAgain(t *testing.T) {
 	t.Parallel()
-	_, b := openRecords(t)
+	b := openRecords(t)
 	ctx := t.Context()
 
 	_, _, err := b.Get(ctx, "prj-a.amd64")
@@ -67,7 +66,7 @@ func TestBucket_LivesThroughCreateUpdateDeleteAndCreateAgain(t *testing.T) {
 
 func TestBucket_CreateRaceHasOneWinner(t *testing.T) {
 	t.Parallel()
-	_, b := openRecords(t)
+	b := openRecords(t)
 	for _, deletedBefore := range []bool{false, true} {
 		key := "fresh"
 		if deletedBefore {
@@ -99,7 +98,7 @@ func TestBucket_CreateRaceHasOneWinner(t *testing.T) {
 
 func TestBucket_ModifyLosesNoIncrement(t *testing.T) {
 	t.Parallel()
-	_, b := openRecords(t)
+	b := openRecords(t)
 	const writers, increments = 8, 25
 	var wg sync.WaitGroup
 	for range writers {
@@ -124,7 +123,7 @@ func TestBucket_ModifyLosesNoIncrement(t *testing.T) {
 
 func TestBucket_WatchShowsWhatIsThereThenSyncedThenChanges(t *testing.T) {
 	t.Parallel()
-	_, b := openRecords(t)
+	b := openRecords(t)
 	first, err := b.Create(t.Context(), "a", record{Name: "a"})
 	require.NoError(t, err)
 

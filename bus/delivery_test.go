@@ -60,7 +60,7 @@ func (q *queueTest) work(t *testing.T, h Handler[BuildRef]) (stop func()) {
 	t.Helper()
 	w := q.control.worker(BuildRequests.row.Stream, sharedConsumer)
 	w.done, w.delay, w.slots = carry(*BuildRequests.row, h), q.delay, make(chan struct{}, q.slots)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.run(ctx) }()
 	stop = sync.OnceFunc(func() {

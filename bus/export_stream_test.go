@@ -19,5 +19,5 @@ func Stored(t *testing.T, c *Control, stream string) int {
 	t.Helper()
 	s, err := c.js.Stream(t.Context(), stream)
 	require.NoError(t, err)
-	return int(s.CachedInfo().State.Msgs) //nolint:gosec // a test's few
+	return int(s.CachedInfo().State.Msgs)
 }

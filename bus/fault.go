@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -56,10 +57,17 @@ func (f *Fault) Is(target error) bool {
 	return ok && c == f.Code
 }
 
-// AsFault returns the Fault in err's chain, or one with CodeInternal whose message reveals nothing.
+// AsFault returns the Fault in err's chain. The bus's own errors that a caller can wait out become CodeUnavailable;
+// anything else becomes CodeInternal, with a message that reveals nothing.
 func AsFault(err error) *Fault {
 	if f, ok := errors.AsType[*Fault](err); ok {
 		return f
 	}
-	return &Fault{Code: CodeInternal, Message: "internal error", Hint: "see the log of the API server"}
+	switch {
+	case errors.Is(err, ErrFull):
+		return Faultf(CodeUnavailable, "the control plane has no room for this now").WithHint("try again later; an operator must give the bus more room")
+	case errors.Is(err, ErrUnknown), errors.Is(err, context.DeadlineExceeded):
+		return Faultf(CodeUnavailable, "the control plane did not finish this in time").WithHint("run it again; asking twice is harmless")
+	}
+	return Faultf(CodeInternal, "internal error").WithHint("see the log of the API server")
 }

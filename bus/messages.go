@@ -3,6 +3,8 @@ package bus
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"time"
 )
 
@@ -134,16 +136,7 @@ type BuildCreate struct {
 
 // Validate checks the form; whether the project exists is the API server's business.
 func (m BuildCreate) Validate() error {
-	errs := []error{m.Build.Validate()}
-	for _, a := range m.Architectures {
-		errs = append(errs, a.Validate())
-	}
-	if len(m.Architectures) > 2 {
-		errs = append(errs, errors.New("more than two architectures"))
-	}
-	if m.CSR == "" {
-		errs = append(errs, errors.New("csr is empty"))
-	}
+	errs := []error{m.Build.Validate(), validateArchitectures(m.Architectures), validatePEM("csr", m.CSR)}
 	if m.TimeoutSeconds < 0 || m.AcquireSeconds < 0 {
 		errs = append(errs, errors.New("a timeout is negative"))
 	}
@@ -234,7 +227,7 @@ type BuildEvent struct {
 
 // Validate checks ids and states.
 func (m BuildEvent) Validate() error {
-	return errors.Join(m.Build.Validate(), m.Project.Validate(), m.State.Validate())
+	return errors.Join(m.Build.Validate(), m.Project.Validate(), m.State.Validate(), optional(m.Architecture), optional(m.Machine), optional(m.Stage))
 }
 
 // BuildLive is a client's sign of life for its build: a core message, every 5 s, never stored.
@@ -252,6 +245,50 @@ type BuildEvents struct {
 
 // Validate checks each event.
 func (m BuildEvents) Validate() error { return validateAll(m.Events) }
+
+// validateArchitectures accepts each architecture once; none is fine.
+func validateArchitectures(all []Arch) error {
+	for i, a := range all {
+		if err := a.Validate(); err != nil {
+			return err
+		}
+		if slices.Contains(all[:i], a) {
+			return fmt.Errorf("architecture %s is there twice", a)
+		}
+	}
+	return nil
+}
+
+// maxPEM is more than a certificate or a request of depot's kinds ever needs.
+const maxPEM = 16 << 10
+
+// validatePEM bounds what a peer may make others parse and store.
+func validatePEM(field, text string) error {
+	if text == "" || len(text) > maxPEM {
+		return fmt.Errorf("%s has %d bytes, want 1 to %d", field, len(text), maxPEM)
+	}
+	return nil
+}
+
+var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func validateHash(field, text string) error {
+	if !sha256Hex.MatchString(text) {
+		return fmt.Errorf("%s is not 64 hexadecimal digits", field)
+	}
+	return nil
+}
+
+// optional validates what may be empty.
+func optional[T interface {
+	~string
+	Message
+}](v T) error {
+	if v == "" {
+		return nil
+	}
+	return v.Validate()
+}
 
 func validateAll[M Message](all []M) error {
 	for i, m := range all {

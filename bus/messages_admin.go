@@ -2,6 +2,8 @@ package bus
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,11 +16,7 @@ type ProjectCreate struct {
 
 // Validate checks the name.
 func (m ProjectCreate) Validate() error {
-	errs := []error{ValidateName(m.Name)}
-	for _, a := range m.Architectures {
-		errs = append(errs, a.Validate())
-	}
-	return errors.Join(errs...)
+	return errors.Join(ValidateName(m.Name), validateArchitectures(m.Architectures))
 }
 
 // ProjectRef names a project by id or name; empty means the organization's default.
@@ -63,16 +61,9 @@ type TokenCreate struct {
 
 // Validate checks the form.
 func (m TokenCreate) Validate() error {
-	errs := []error{m.Token.Validate(), ValidateName(m.Name)}
-	if len(m.Hash) != 64 {
-		errs = append(errs, errors.New("hash is not 64 hexadecimal digits"))
-	}
-	switch m.Role {
-	case RoleUser, RoleCI, RoleAgent:
-	case RoleMachine, RoleNewMachine, RoleRefused, RoleAPI:
-		errs = append(errs, errors.New("a token has the role user, ci or agent"))
-	default:
-		errs = append(errs, errors.New("a token has the role user, ci or agent"))
+	errs := []error{m.Token.Validate(), ValidateName(m.Name), validateHash("hash", m.Hash)}
+	if !slices.Contains([]Role{RoleUser, RoleCI, RoleAgent}, m.Role) {
+		errs = append(errs, fmt.Errorf("a token cannot have the role %q (%s, %s or %s)", string(m.Role), RoleUser, RoleCI, RoleAgent))
 	}
 	return errors.Join(errs...)
 }

@@ -75,10 +75,7 @@ func (m Action) Validate() error {
 		needsMachine, needsVolume = true, true
 	}
 	if needsMachine || m.Machine != "" {
-		errs = append(errs, m.Machine.Validate())
-		if m.Attempt < 1 {
-			errs = append(errs, fmt.Errorf("attempt is %d, want at least 1", m.Attempt))
-		}
+		errs = append(errs, m.Machine.Validate(), validateAttempt(m.Attempt))
 	}
 	if needsVolume || m.Volume != "" {
 		errs = append(errs, m.Volume.Validate())
@@ -99,17 +96,21 @@ type ActionResult struct {
 
 // Validate checks the kind and the ids that are there.
 func (m ActionResult) Validate() error {
-	errs := []error{m.Kind.Validate()}
+	errs := []error{m.Kind.Validate(), optional(m.Machine), optional(m.Volume)}
 	if m.Action == "" {
 		errs = append(errs, errors.New("action is empty"))
 	}
-	if m.Machine != "" {
-		errs = append(errs, m.Machine.Validate())
-	}
-	if m.Volume != "" {
-		errs = append(errs, m.Volume.Validate())
+	if m.Fault != nil {
+		errs = append(errs, m.Fault.Validate())
 	}
 	return errors.Join(errs...)
+}
+
+func validateAttempt(n int) error {
+	if n < 1 {
+		return fmt.Errorf("attempt is %d, want at least 1", n)
+	}
+	return nil
 }
 
 // LaunchIntent is reported, and acknowledged, before an agent launches a machine. The nonce itself goes into the
@@ -123,14 +124,7 @@ type LaunchIntent struct {
 
 // Validate checks the form.
 func (m LaunchIntent) Validate() error {
-	errs := []error{m.Machine.Validate()}
-	if m.Attempt < 1 {
-		errs = append(errs, errors.New("attempt is less than 1"))
-	}
-	if len(m.NonceHash) != 64 {
-		errs = append(errs, errors.New("nonce_hash is not 64 hexadecimal digits"))
-	}
-	return errors.Join(errs...)
+	return errors.Join(m.Machine.Validate(), validateAttempt(m.Attempt), validateHash("nonce_hash", m.NonceHash))
 }
 
 // CloudState is the state of a machine or volume as its cloud reports it, in EC2's words.
@@ -149,6 +143,15 @@ const (
 	CloudInUse        CloudState = "in-use"
 	CloudDeleting     CloudState = "deleting"
 )
+
+// Validate refuses an unknown state.
+func (s CloudState) Validate() error {
+	switch s {
+	case CloudPending, CloudRunning, CloudStopping, CloudStopped, CloudShuttingDown, CloudTerminated, CloudCreating, CloudAvailable, CloudInUse, CloudDeleting:
+		return nil
+	}
+	return fmt.Errorf("%q is not a state of a machine or volume", string(s))
+}
 
 // MachineStatus is one machine in an inventory.
 type MachineStatus struct {
@@ -183,17 +186,14 @@ type Inventory struct {
 	At            time.Time       `json:"at"` // when listing began
 }
 
-// Validate checks the ids.
+// Validate checks ids and states.
 func (m Inventory) Validate() error {
-	errs := []error{}
+	errs := []error{validateArchitectures(m.Architectures)}
 	for _, x := range m.Machines {
-		errs = append(errs, x.Machine.Validate())
+		errs = append(errs, x.Machine.Validate(), x.State.Validate(), optional(x.Project), optional(x.Volume))
 	}
 	for _, x := range m.Volumes {
-		errs = append(errs, x.Volume.Validate())
-	}
-	for _, a := range m.Architectures {
-		errs = append(errs, a.Validate())
+		errs = append(errs, x.Volume.Validate(), x.State.Validate(), optional(x.Project), optional(x.Machine))
 	}
 	return errors.Join(errs...)
 }

@@ -13,10 +13,7 @@ type MachineChallenge struct {
 
 // Validate requires the bytes.
 func (m MachineChallenge) Validate() error {
-	if m.Challenge == "" {
-		return errors.New("challenge is empty")
-	}
-	return nil
+	return required("challenge", m.Challenge)
 }
 
 // MachineRegister is a machine's claim to be the one that was launched. That it holds the launch nonce was proved when
@@ -39,18 +36,16 @@ type Attestation struct {
 
 // Validate checks the form.
 func (m MachineRegister) Validate() error {
-	errs := []error{}
-	for name, v := range map[string]string{
-		"identity_key": m.IdentityKey, "user_key": m.UserKey, "challenge": m.Challenge, "signature": m.Signature, "attestation.kind": m.Attestation.Kind,
-	} {
-		if v == "" {
-			errs = append(errs, fmt.Errorf("%s is empty", name))
-		}
+	return errors.Join(validateAttempt(m.Attempt),
+		validatePEM("identity_key", m.IdentityKey),
+		required("user_key", m.UserKey), required("challenge", m.Challenge), required("signature", m.Signature), required("attestation.kind", m.Attestation.Kind))
+}
+
+func required(field, text string) error {
+	if text == "" {
+		return fmt.Errorf("%s is empty", field)
 	}
-	if m.Attempt < 1 {
-		errs = append(errs, errors.New("attempt is less than 1"))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // MachineCredential is a user JWT for the machine's own NATS key: useless without that key, so no bearer secret travels.
@@ -61,10 +56,7 @@ type MachineCredential struct {
 
 // Validate requires the JWT.
 func (m MachineCredential) Validate() error {
-	if m.JWT == "" {
-		return errors.New("jwt is empty")
-	}
-	return nil
+	return required("jwt", m.JWT)
 }
 
 // LeaseCSR is a machine's certificate request for one lease, with a key made for that lease alone.
@@ -95,7 +87,7 @@ func (m Instruct) Validate() error {
 		errs = append(errs, l.Lease.Validate())
 	}
 	for _, l := range m.CSRs {
-		errs = append(errs, l.Lease.Validate())
+		errs = append(errs, l.Lease.Validate(), validatePEM("csr", l.CSR))
 	}
 	return errors.Join(errs...)
 }
@@ -156,7 +148,7 @@ func (m Instruction) Validate() error {
 		errs = append(errs, fmt.Errorf("%q is not a desire", string(m.Desire)))
 	}
 	for _, l := range m.Leases {
-		errs = append(errs, l.Lease.Validate(), l.Build.Validate())
+		errs = append(errs, l.Lease.Validate(), l.Build.Validate(), validatePEM("ca", l.CA), validatePEM("certificate", l.Certificate), validateHash("client_spki", l.ClientSPKI))
 	}
 	for _, l := range m.Wanted {
 		errs = append(errs, l.Validate())
@@ -217,9 +209,4 @@ type MachineHint struct {
 }
 
 // Validate checks the lease if there is one.
-func (m MachineHint) Validate() error {
-	if m.Lease == "" {
-		return nil
-	}
-	return m.Lease.Validate()
-}
+func (m MachineHint) Validate() error { return optional(m.Lease) }

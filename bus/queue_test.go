@@ -26,7 +26,7 @@ func publishAction(t *testing.T, s *bustest.Server, a bus.Action) {
 // consume runs the agent's queue until the test ends.
 func consume(t *testing.T, c *bus.Conn, h bus.Handler[bus.Action]) (stop func()) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- bus.Actions.Consume(ctx, c, h) }()
 	var once bool

@@ -149,7 +149,7 @@ func TestQueues_EndWithTheReasonWhyTheConnectionEnded(t *testing.T) {
 	require.NoError(t, err)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Actions.Consume(context.Background(), agent, func(context.Context, Delivery[Action]) error { return nil })
+		ended <- Actions.Consume(t.Context(), agent, func(context.Context, Delivery[Action]) error { return nil })
 	}()
 	require.NoError(t, agent.Close())
 	require.Error(t, <-ended)

@@ -61,7 +61,7 @@ func NewToken() Token {
 func ParseToken(text string) (Token, error) {
 	text = strings.TrimSpace(text)
 	parts := strings.Split(text, "_")
-	if len(parts) != 4 || parts[0] != tokenPrefix || len(parts[2]) != 64 {
+	if len(parts) != 4 || parts[0] != tokenPrefix || !sha256Hex.MatchString(parts[2]) {
 		return Token{}, errors.New("not a depot token (want depot_tok-…)")
 	}
 	if parts[3] != checksum(strings.Join(parts[:3], "_")) {
@@ -69,7 +69,7 @@ func ParseToken(text string) (Token, error) {
 	}
 	id := TokenID(parts[1])
 	if err := id.Validate(); err != nil {
-		return Token{}, fmt.Errorf("not a depot token: %w", err)
+		return Token{}, errors.New("not a depot token (want depot_tok-…)")
 	}
 	return Token{ID: id, text: text}, nil
 }
@@ -110,8 +110,11 @@ type Nonce struct {
 }
 
 // LaunchNonce derives the nonce of an attempt from the agent's connection token: the same on every retry and on every
-// replica of the agent, and unknown to everybody else.
+// replica of the agent, and unknown to everybody else. It panics without a token, from which anybody could derive it.
 func LaunchNonce(connection Token, machine MachineID, attempt int) Nonce {
+	if connection.IsZero() {
+		panic("bus: a launch nonce needs the connection's token")
+	}
 	key := hmac.New(sha256.New, []byte(connection.text))
 	fmt.Fprint(key, "depot launch nonce v1")
 	mac := hmac.New(sha256.New, key.Sum(nil))
@@ -135,7 +138,10 @@ func ParseNonce(text string) (Nonce, error) {
 	if n.Reveal() != text {
 		return Nonce{}, errors.New("not a launch nonce: not canonical")
 	}
-	return n, n.Machine.Validate()
+	if err := errors.Join(n.Machine.Validate(), validateAttempt(n.Attempt)); err != nil {
+		return Nonce{}, fmt.Errorf("not a launch nonce: %w", err)
+	}
+	return n, nil
 }
 
 // Hash returns what is reported of the nonce before the launch: the hexadecimal SHA-256 of its text.

@@ -2,6 +2,8 @@ package bus
 
 import (
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 )
 
@@ -31,19 +33,22 @@ type UserData struct {
 
 // Validate checks what every machine needs.
 func (u UserData) Validate() error {
-	errs := []error{u.Machine.Validate(), u.Architecture.Validate()}
-	if u.Attempt < 1 {
-		errs = append(errs, errors.New("attempt is less than 1"))
-	}
-	for name, v := range map[string]string{
-		"nonce": u.Nonce, "bus_url": u.BusURL, "state_dir": u.StateDir, "cache_dir": u.CacheDir, "listen": u.Listen, "attestor": u.Attestor, "buildkitd": u.Buildkitd,
-	} {
-		if v == "" {
-			errs = append(errs, errors.New(name+" is empty"))
-		}
+	errs := []error{
+		u.Machine.Validate(), u.Architecture.Validate(), validateAttempt(u.Attempt),
+		required("nonce", u.Nonce), required("bus_url", u.BusURL), required("state_dir", u.StateDir), required("cache_dir", u.CacheDir),
+		required("listen", u.Listen), required("attestor", u.Attestor), required("buildkitd", u.Buildkitd),
 	}
 	if _, _, err := net.SplitHostPort(u.Listen); u.Listen != "" && err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
+
+// String names the machine and no secret.
+func (u UserData) String() string { return fmt.Sprintf("user data of %s.%d", u.Machine, u.Attempt) }
+
+// Format prints String for every verb: the nonce is in the JSON, and nowhere else.
+func (u UserData) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(u.String())) }
+
+// LogValue logs String.
+func (u UserData) LogValue() slog.Value { return slog.StringValue(u.String()) }
