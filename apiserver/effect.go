@@ -12,6 +12,8 @@ type (
 		connection bus.ConnectionID
 		action     bus.Action
 	}
+	// inquire asks the cloud-agent of a connection for its inventory.
+	inquire struct{ connection bus.ConnectionID }
 	// hint wakes a machine up.
 	hint struct {
 		connection bus.ConnectionID
@@ -53,6 +55,7 @@ type (
 )
 
 func (act) effect()     {}
+func (inquire) effect() {}
 func (hint) effect()    {}
 func (tell) effect()    {}
 func (lose) effect()    {}

@@ -238,7 +238,7 @@ func TestMachine_ThatAsksWithTheSameRequestGetsTheSameSet(t *testing.T) {
 // leasesOn counts the leases in a machine's record.
 func (w *world) leasesOn(t *testing.T, id bus.MachineID) int {
 	t.Helper()
-	m, _, err := w.servers[0].store.machines.Get(t.Context(), string(id))
+	m, _, err := w.newest().store.machines.Get(t.Context(), string(id))
 	require.NoError(t, err)
 	return len(m.Leases)
 }

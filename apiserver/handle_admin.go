@@ -117,14 +117,16 @@ func (s *Server) listTokens(_ context.Context, from bus.Caller, _ bus.Empty) (bu
 	return list, nil
 }
 
-// revokeToken marks the token, so that nobody gets in with it, and then cuts whoever is in. Builds that it started are
-// canceled; those of other tokens go on.
+// revokeToken marks the token, so that nobody gets in with it, and cuts whoever is in, in a moment: the caller's own
+// session is among those of the account, and shall hear the answer first. Builds that the token started are canceled;
+// those of other tokens go on.
 func (s *Server) revokeToken(ctx context.Context, from bus.Caller, m bus.TokenRef) (bus.Empty, error) {
+	first := false
 	t, _, err := change(ctx, s.store.tokens, string(m.Token), func(t Token) (Token, error) {
 		if t.Organization != from.Organization {
 			return t, bus.ErrNotFound
 		}
-		if t.RevokedAt.IsZero() {
+		if first = t.RevokedAt.IsZero(); first {
 			t.RevokedAt = s.moment().now
 		}
 		return t, nil
@@ -132,13 +134,13 @@ func (s *Server) revokeToken(ctx context.Context, from bus.Caller, m bus.TokenRe
 	if errors.Is(err, bus.ErrNotFound) {
 		return bus.Empty{}, bus.Faultf(bus.CodeNotFound, "token %s does not exist", m.Token).WithHint("list them with: depotctl tokens list")
 	}
-	if err != nil {
-		return bus.Empty{}, fmt.Errorf("revoke token %s: %w", m.Token, err)
-	}
-	s.log.InfoContext(ctx, "token revoked", "org", t.Organization, "token_id", t.ID, "by", from.Token)
-	if err := s.cut(ctx, t); err != nil {
+	if err != nil || !first {
 		return bus.Empty{}, err
 	}
+	s.log.InfoContext(ctx, "token revoked", "org", t.Organization, "token_id", t.ID, "by", from.Token)
+	time.AfterFunc(answerFirst, func() {
+		s.outbox.put(string(t.ID), func(ctx context.Context) error { return s.cut(ctx, t) })
+	})
 	for b := range s.mirrors.builds.all() {
 		if b.Token == t.ID && !b.State.Ended() {
 			s.cancelFor(ctx, b, "the token that started it was revoked")
@@ -146,6 +148,9 @@ func (s *Server) revokeToken(ctx context.Context, from bus.Caller, m bus.TokenRe
 	}
 	return bus.Empty{}, nil
 }
+
+// answerFirst is long enough for an answer to leave before the session that waits for it is cut.
+const answerFirst = 25 * time.Millisecond
 
 func (s *Server) cancelFor(ctx context.Context, b Build, reason string) {
 	if _, err := s.stepBuild(ctx, b.ID, buildCanceled{reason}); err != nil {

@@ -84,9 +84,11 @@ func (s *Server) observe(ctx context.Context, from bus.Caller, status bus.Machin
 	s.stepIfChanged(ctx, m, machineObserved{status})
 }
 
-// stepIfChanged steps a machine if that would change the record as this replica knows it.
+// stepIfChanged steps a machine, but not one at rest that would not change as far as this replica knows: most of most
+// inventories is no news.
 func (s *Server) stepIfChanged(ctx context.Context, m Machine, ev machineEvent) {
-	if m.State == MachineDeleted || m.unchangedBy(ev, s.moment()) {
+	rests := m.in(MachineBooting, MachineRegistered, MachineServing, MachineDraining, MachineStopped)
+	if m.State == MachineDeleted || rests && m.unchangedBy(ev, s.moment()) {
 		return
 	}
 	if _, _, err := s.stepMachine(ctx, m.ID, ev); err != nil {

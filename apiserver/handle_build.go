@@ -25,6 +25,9 @@ func (s *Server) createBuild(ctx context.Context, from bus.Caller, m bus.BuildCr
 			WithHint("make a project with one: depotctl projects create --connection NAME")
 	}
 	c, err := recall(ctx, s.mirrors.connections, s.store.connections, string(p.Connection))
+	if err == nil && len(c.Architectures) == 0 {
+		c, _, err = s.store.connections.Get(ctx, string(p.Connection)) // its agent may have spoken just now
+	}
 	if err != nil {
 		return bus.BuildView{}, fmt.Errorf("read connection %s: %w", p.Connection, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -24,7 +25,10 @@ import (
 type world struct {
 	bus      *bustest.Server
 	timeouts Timeouts
-	servers  []*Server
+	crash    func(effect) bool // see Server.crash
+
+	mu      sync.Mutex
+	servers []*Server
 }
 
 // tenant is an organization with a connection, a default project and their tokens.
@@ -36,9 +40,22 @@ type tenant struct {
 // newWorld starts one API server.
 func newWorld(t *testing.T, timeouts Timeouts) *world {
 	t.Helper()
-	w := &world{bus: bustest.New(t, bustest.WithoutCallout()), timeouts: timeouts}
+	w := emptyWorld(t, timeouts)
 	w.start(t)
 	return w
+}
+
+// emptyWorld starts none.
+func emptyWorld(t *testing.T, timeouts Timeouts) *world {
+	t.Helper()
+	return &world{bus: bustest.New(t, bustest.WithoutCallout()), timeouts: timeouts}
+}
+
+// newest returns the API server that was started last.
+func (w *world) newest() *Server {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.servers[len(w.servers)-1]
 }
 
 // start adds an API server with a connection of its own, and returns what ends it.
@@ -48,7 +65,10 @@ func (w *world) start(t *testing.T) (stop func()) {
 	require.NoError(t, err)
 	s, err := New(Config{Control: control, Version: "test", Timeouts: w.timeouts, Scan: 100 * time.Millisecond, Log: testLog()})
 	require.NoError(t, err)
+	s.crash = w.crash
+	w.mu.Lock()
 	w.servers = append(w.servers, s)
+	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -181,6 +201,7 @@ func (w *world) cloud(t *testing.T, x tenant, configure ...func(*cloud)) *cloud 
 		require.NoError(t, <-done)
 		c.stopAll()
 	})
+	require.NoError(t, bus.AgentHint.Subscribe(t.Context(), c.conn, func(bus.Empty) { c.report() }))
 	c.report()
 	return c
 }
@@ -198,7 +219,13 @@ func (c *cloud) carryOut(ctx context.Context, d bus.Delivery[bus.Action]) error 
 		result.Fault = c.refuse(a)
 	}
 	if result.Fault == nil {
-		result.Fault = c.do(ctx, a)
+		err := c.do(ctx, a)
+		if errors.Is(err, bus.CodeUnavailable) {
+			return err // again later
+		}
+		if err != nil {
+			result.Fault = bus.AsFault(err)
+		}
 	}
 	if _, err := bus.ReportResult.Call(ctx, c.conn, result); err != nil {
 		return err
@@ -207,12 +234,12 @@ func (c *cloud) carryOut(ctx context.Context, d bus.Delivery[bus.Action]) error 
 	return nil
 }
 
-func (c *cloud) do(ctx context.Context, a bus.Action) *bus.Fault {
+func (c *cloud) do(ctx context.Context, a bus.Action) error {
 	switch a.Kind {
 	case bus.CreateMachine:
 		nonce := bus.LaunchNonce(c.token, a.Machine, a.Attempt)
 		if _, err := bus.ReportIntent.Call(ctx, c.conn, bus.LaunchIntent{Machine: a.Machine, Attempt: a.Attempt, NonceHash: nonce.Hash()}); err != nil {
-			return bus.AsFault(err)
+			return err
 		}
 		c.launch(a, nonce)
 	case bus.DeleteMachine:
@@ -479,6 +506,13 @@ func (m *machine) instruct(ctx context.Context, conn *bus.Conn) bool {
 	}
 	m.grants = grants
 	return more
+}
+
+// connection returns the machine's connection once it has registered.
+func (m *machine) connection() *bus.Conn {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.conn
 }
 
 // holds returns what the machine serves for a lease.

@@ -185,7 +185,7 @@ func TestBuild_EndsWhenClientAndConnectionsAreSilent(t *testing.T) {
 	began := time.Now()
 	for time.Since(began) < 2500*time.Millisecond {
 		require.NoError(t, bus.BuildIsLive.Send(t.Context(), c.conn, bus.BuildLive{Build: pulsing.Build}))
-		require.NoError(t, bus.MachineIsLive.Send(t.Context(), m.conn, bus.MachineReport{
+		require.NoError(t, bus.MachineIsLive.Send(t.Context(), m.connection(), bus.MachineReport{
 			DiskFreeBytes: 7, Live: []bus.LiveLease{{Lease: connected.Leases[0].Lease, Connections: 1}, {Lease: silent.Leases[0].Lease}},
 		}))
 		<-time.After(100 * time.Millisecond)
@@ -292,7 +292,7 @@ func TestMachine_WhoseDaemonFailsTellsWhy(t *testing.T) {
 
 func (w *world) machine(t *testing.T, id bus.MachineID) Machine {
 	t.Helper()
-	m, _, err := w.servers[0].store.machines.Get(t.Context(), string(id))
+	m, _, err := w.newest().store.machines.Get(t.Context(), string(id))
 	require.NoError(t, err)
 	return m
 }

@@ -104,10 +104,7 @@ type machineEvent interface{ name() string }
 
 // step returns the machine after the event, and what is to be done about it. A deleted machine never changes.
 func (m Machine) step(ev machineEvent, at moment) (Machine, []effect, error) {
-	if m.State == MachineDeleted {
-		return m, []effect{free{m.Volume, m.ID}}, nil
-	}
-	before := m.State
+	before := m
 	m.Leases = maps.Clone(m.Leases)
 	var effects []effect
 	var err error
@@ -142,9 +139,12 @@ func (m Machine) step(ev machineEvent, at moment) (Machine, []effect, error) {
 		effects = m.tick(at)
 	}
 	if err != nil {
-		return m, nil, err
+		return before, nil, err
 	}
-	return m, effects, machineTransitions.check(before, ev.name(), m.State)
+	if before.State == MachineDeleted {
+		return before, nil, nil
+	}
+	return m, effects, machineTransitions.check(before.State, ev.name(), m.State)
 }
 
 // enter is the only way into a state.

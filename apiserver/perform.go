@@ -27,6 +27,8 @@ func (s *Server) performOne(ctx context.Context, e effect) error {
 	switch e := e.(type) {
 	case act:
 		return s.act(ctx, e)
+	case inquire:
+		return s.inquire(ctx, e)
 	case hint:
 		return s.hint(ctx, e)
 	case tell:
@@ -66,7 +68,7 @@ func unlessNotFound(err error) error {
 // act publishes an action under its own id. The queue drops repeats for some minutes; this replica repeats less often
 // than that, because the record asks for the action until its outcome is seen.
 func (s *Server) act(ctx context.Context, e act) error {
-	if !s.repeats.due(e.action.ID) {
+	if !s.repeats.due(e.action.ID, repeatAfter) {
 		return nil
 	}
 	account, err := s.accountOf(ctx, e.connection)
@@ -83,6 +85,18 @@ func (s *Server) act(ctx context.Context, e act) error {
 	}
 	s.log.InfoContext(ctx, "action asked for", "action", e.action.ID, "connection", e.connection, "machine", e.action.Machine, "volume", e.action.Volume)
 	return nil
+}
+
+// inquire asks for an inventory. It is worth asking again soon, because a hint may be lost.
+func (s *Server) inquire(ctx context.Context, e inquire) error {
+	if !s.repeats.due("inquire."+string(e.connection), time.Second) {
+		return nil
+	}
+	account, err := s.accountOf(ctx, e.connection)
+	if err != nil {
+		return err
+	}
+	return bus.AgentHint.Send(ctx, s.control, account, "", bus.Empty{})
 }
 
 // hint wakes a machine up. It is worth nothing later, so it is not repeated: the machine asks by itself now and then.
@@ -154,21 +168,22 @@ func (o *outbox) put(key string, publish func(context.Context) error) bool {
 	}
 }
 
-// repeats remembers which actions this replica has published lately.
+// repeats remembers what this replica has published lately.
 type repeats struct {
 	mu   sync.Mutex
 	last map[string]time.Time
 }
 
+// repeatAfter is when an action that the record still asks for is published again.
 const repeatAfter = 30 * time.Second
 
-func (r *repeats) due(id string) bool {
+func (r *repeats) due(id string, after time.Duration) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.last == nil {
 		r.last = map[string]time.Time{}
 	}
-	if time.Since(r.last[id]) < repeatAfter {
+	if time.Since(r.last[id]) < after {
 		return false
 	}
 	for old, t := range r.last {

@@ -85,7 +85,7 @@ func TestMachine_StepTable(t *testing.T) {
 	table := `
 event              wanted    launching  booting    registered serving  draining stopping stopped  starting   failed   deleting deleted
 volume             launching .          .          .          .        .        .        .        .          .        .        .
-intended           x         .          .          x          x        x        x        x        .          x        x        .
+intended           x         .          .          x          x        x        x        x        .          x        x        x
 create_done        .         booting    .          .          .        .        .        .        booting    .        .        .
 create_refused     .         failed     failed     .          .        .        .        .        failed     .        .        .
 stop_done          .         .          .          .          .        .        stopped  .        .          .        .        .
@@ -97,13 +97,13 @@ seen_stopped       .         failed     failed     failed     failed   failed   
 seen_terminated    .         failed     failed     failed     failed   failed   failed   failed   failed     .        deleted  .
 missing            .         .          failed     failed     failed   failed   failed   failed   failed     .        deleted  .
 condemned          failed    failed     failed     failed     failed   failed   failed   failed   failed     .        .        .
-challenged         x         .          .          .          .        .        x        x        .          x        x        .
-registered         x         registered registered .          .        .        x        x        registered x        x        .
-old_attempt        x         x          x          x          x        x        x        x        x          x        x        .
+challenged         x         .          .          .          .        .        x        x        .          x        x        x
+registered         x         registered registered .          .        .        x        x        registered x        x        x
+old_attempt        x         x          x          x          x        x        x        x        x          x        x        x
 daemon_starting    .         .          .          .          .        .        .        .        .          .        .        .
 daemon_ready       .         .          .          serving    .        .        .        .        .          .        .        .
 daemon_failed      .         .          .          failed     failed   failed   .        .        .          .        .        .
-taken              .         .          .          .          .        x        x        starting .          x        x        .
+taken              .         .          .          .          .        x        x        starting .          x        x        x
 released           .         .          .          .          .        stopping .        .        .          deleting .        .
 goodbye            .         .          failed     failed     failed   failed   .        .        .          .        .        .
 overdue            failed    failed     failed     failed     .        .        failed   deleting failed     deleting failed   .

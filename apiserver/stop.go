@@ -90,6 +90,9 @@ func (m *Machine) tick(at moment) []effect {
 	case MachineStopping:
 		return []effect{m.action(bus.StopMachine, at)}
 	case MachineDeleting:
+		if !m.DeletedAt.IsZero() {
+			return []effect{inquire{m.Connection}}
+		}
 		return []effect{m.action(bus.DeleteMachine, at)}
 	case MachineFailed:
 		return m.lose()

@@ -143,7 +143,7 @@ func (v *Volume) done(ev volumeDone, at moment) []effect {
 		return v.enter(VolumeAvailable, "", at)
 	case v.State == VolumeCreating && ev.kind == bus.CreateVolume:
 		v.Final = isFinal(ev.fault)
-		return v.enter(VolumeDeleting, ev.fault.Message, at)
+		return v.enter(VolumeDeleting, reasonOf(ev.fault), at)
 	case v.State == VolumeDeleting && ev.kind == bus.DeleteVolume && ev.fault == nil:
 		return v.enter(VolumeDeleted, v.Reason, at)
 	}

@@ -140,7 +140,7 @@ func (c *Control) receiveScope(ctx context.Context, row Row, scope Scope, slots 
 
 // untilEnd ends a subscription with ctx, or with the connection.
 func (c *Control) untilEnd(ctx context.Context, sub *nats.Subscription) {
-	end := func() { _ = sub.Unsubscribe() } // fails only when the connection has ended
+	end := func() { _ = sub.Drain() } // what has come is still handled; fails only when the connection has ended
 	context.AfterFunc(ctx, end)
 	context.AfterFunc(c.life, end)
 }

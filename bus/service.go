@@ -14,9 +14,9 @@ import (
 const (
 	// defaultCall bounds a call whose context has no deadline.
 	defaultCall = 10 * time.Second
-	// callAttempt is how long one request waits for its answer. It is longer than a cluster needs to elect a leader,
-	// and then the request is sent again: every service of the table is idempotent.
-	callAttempt = 10 * time.Second
+	// callAttempt is how long one request waits for its answer before it is sent again: the API server that had it may
+	// have died with it. Every service of the table is idempotent, so a slow answer is no harm.
+	callAttempt = 2 * time.Second
 )
 
 // Call sends req and waits for the answer, which is a *Fault if the API server refuses. The request is repeated until
