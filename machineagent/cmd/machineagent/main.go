@@ -37,11 +37,7 @@ func main() {
 }
 
 func run(ctx context.Context, f flags) error {
-	info, err := os.Stat(f.UserData)
-	if err != nil {
-		return err
-	}
-	if info.Mode().Perm()&0o077 != 0 {
+	if info, err := os.Stat(f.UserData); err == nil && info.Mode().Perm()&0o077 != 0 {
 		return errors.New(f.UserData + " holds a secret and can be read by others; run chmod 600 on it")
 	}
 	text, err := os.ReadFile(f.UserData)
@@ -53,9 +49,9 @@ func run(ctx context.Context, f flags) error {
 		return fmt.Errorf("read %s: %w", f.UserData, err)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: f.LogLevel}))
-	agent, err := machineagent.New(machineagent.Config{UserData: data, Version: version, Log: log})
-	if err == nil {
-		err = agent.Run(ctx)
+	a, err := machineagent.New(machineagent.Config{UserData: data, Version: version, Log: log})
+	if err != nil {
+		return err
 	}
-	return err
+	return a.Run(ctx)
 }
