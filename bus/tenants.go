@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sort"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -154,6 +155,10 @@ func (c *Control) pushIfChanged(ctx context.Context, claims *jwt.AccountClaims) 
 
 // sameAccount compares what the claims say and not when and with which key they were signed.
 func sameAccount(old, want *jwt.AccountClaims) bool {
+	for _, claims := range []*jwt.AccountClaims{old, want} { // as signing does: the order says nothing
+		sort.Sort(claims.Exports)
+		sort.Sort(claims.Imports)
+	}
 	a, errA := json.Marshal(old.Account)
 	b, errB := json.Marshal(want.Account)
 	if errA != nil || errB != nil || old.Name != want.Name {
