@@ -53,10 +53,10 @@ func TestAgent_EndOfALeaseCutsItAndNoOther(t *testing.T) {
 	c := newControl(t)
 	newHost(t, c).startReady(t, c)
 	ended, other := c.serve(t), c.serve(t)
-	client, conn := dialBuildKit(t, c.address(t), c.client(t, ended))
+	client := dialBuildKit(t, c.address(t), c.client(t, ended))
 	_, err := client.Info(t.Context())
 	require.NoError(t, err)
-	bystander, _ := dialBuildKit(t, c.address(t), c.client(t, other))
+	bystander := dialBuildKit(t, c.address(t), c.client(t, other))
 	_, err = bystander.Info(t.Context())
 	require.NoError(t, err)
 
@@ -71,7 +71,6 @@ func TestAgent_EndOfALeaseCutsItAndNoOther(t *testing.T) {
 	require.Error(t, info(t.Context(), c.address(t), c.client(t, ended)))
 	_, err = bystander.Info(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, conn.Close())
 }
 
 func TestAgent_ReportsDiskCacheAndConnections(t *testing.T) {
@@ -89,7 +88,7 @@ func TestAgent_ReportsDiskCacheAndConnections(t *testing.T) {
 		}
 	}
 	c.wait(t, "a report of the lease", live(0))
-	client, _ := dialBuildKit(t, c.address(t), c.client(t, l))
+	client := dialBuildKit(t, c.address(t), c.client(t, l))
 	_, err := client.Info(t.Context())
 	require.NoError(t, err)
 	c.wait(t, "a report of the connection", live(1))
@@ -212,7 +211,7 @@ func TestAgent_RenewsItsCredentialWithoutMissingAnything(t *testing.T) {
 	h := newHost(t, c)
 	h.startReady(t, c)
 	l := c.serve(t)
-	client, _ := dialBuildKit(t, c.address(t), c.client(t, l))
+	client := dialBuildKit(t, c.address(t), c.client(t, l))
 	c.wait(t, "two renewals", func() bool { return c.renewals >= 2 })
 	_, err := client.Info(t.Context())
 	require.NoError(t, err, "the lease's connection lives through it")
@@ -228,7 +227,7 @@ func TestAgent_IgnoresAnInstructionOlderThanOneItHasSeen(t *testing.T) {
 	h := newHost(t, c)
 	h.startReady(t, c)
 	l := c.serve(t)
-	client, _ := dialBuildKit(t, c.address(t), c.client(t, l))
+	client := dialBuildKit(t, c.address(t), c.client(t, l))
 	var seen int
 	c.change(func() { c.stale, seen = true, len(c.asked) })
 	c.hint(t, "")
@@ -250,8 +249,8 @@ func TestAgent_LeasesGoOnWithoutTheControlPlaneUntilTheirDeadline(t *testing.T) 
 	c.hint(t, short.Lease)
 	c.waitServing(t, short, 1)
 	address, cfg := c.address(t), c.client(t, long)
-	client, _ := dialBuildKit(t, address, cfg)
-	doomed, _ := dialBuildKit(t, address, c.client(t, short))
+	client := dialBuildKit(t, address, cfg)
+	doomed := dialBuildKit(t, address, c.client(t, short))
 	_, err := doomed.Info(t.Context())
 	require.NoError(t, err)
 
@@ -271,7 +270,7 @@ func TestAgent_StopsWhenToldTo(t *testing.T) {
 	r := h.startReady(t, c)
 	l := c.serve(t)
 	address, cfg := c.address(t), c.client(t, l)
-	client, _ := dialBuildKit(t, address, cfg)
+	client := dialBuildKit(t, address, cfg)
 	_, err := client.Info(t.Context())
 	require.NoError(t, err)
 	c.want(t, bus.DesireStop)

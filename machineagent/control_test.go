@@ -63,16 +63,20 @@ type testLease struct {
 func newControl(t *testing.T, adjust ...func(*control)) *control {
 	t.Helper()
 	c := &control{
-		Server: bustest.New(t), machine: bus.NewMachineID(), life: time.Hour, desire: bus.DesireServe,
+		machine: bus.NewMachineID(), life: time.Hour, desire: bus.DesireServe,
 		leases: map[bus.LeaseID]*testLease{}, changed: make(chan struct{}), revision: 1,
+	}
+	for _, a := range adjust {
+		a(c)
+	}
+	if c.Server == nil {
+		c.Server = bustest.New(t)
 	}
 	_, c.conn = c.Default(t)
 	c.nonce = bus.LaunchNonce(c.conn.Token, c.machine, 1)
 	c.AdmitNonce(c.conn, c.nonce)
-	for _, a := range adjust {
-		a(c)
-	}
-	ctx := t.Context()
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // until the agent has said goodbye
+	t.Cleanup(cancel)
 	require.NoError(t, bus.ChallengeMachine.Serve(ctx, c.Control, c.serveChallenge))
 	require.NoError(t, bus.RegisterMachine.Serve(ctx, c.Control, c.serveRegister))
 	require.NoError(t, bus.RenewMachine.Serve(ctx, c.Control, c.serveRenew))

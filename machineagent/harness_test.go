@@ -209,7 +209,7 @@ func info(ctx context.Context, address string, cfg *tls.Config) error {
 }
 
 // dialBuildKit returns a client over one connection.
-func dialBuildKit(t *testing.T, address string, cfg *tls.Config) (*client.Client, net.Conn) {
+func dialBuildKit(t *testing.T, address string, cfg *tls.Config) *client.Client {
 	t.Helper()
 	conn, err := (&tls.Dialer{Config: cfg}).DialContext(t.Context(), "tcp", address)
 	require.NoError(t, err)
@@ -222,7 +222,7 @@ func dialBuildKit(t *testing.T, address string, cfg *tls.Config) (*client.Client
 	}))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
-	return c, conn
+	return c
 }
 
 // tool finds a program in DEPOT_TOOLS, which make sets, or in PATH.
