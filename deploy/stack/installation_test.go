@@ -31,7 +31,7 @@ type installation struct {
 func newInstallation(t testing.TB) *installation {
 	t.Helper()
 	program(t, "depotd") // skips where there is none
-	dir := t.TempDir()
+	dir := shortDir(t)
 	in := &installation{dir: dir, state: filepath.Join(dir, "state"), listen: freeAddress(t)}
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "DEPOT_") && !strings.HasPrefix(v, "SUDO_") {
@@ -41,6 +41,15 @@ func newInstallation(t testing.TB) *installation {
 	in.env = append(in.env, "XDG_CONFIG_HOME="+filepath.Join(dir, "config"), "XDG_STATE_HOME="+filepath.Join(dir, "home"), "HOME="+dir)
 	t.Cleanup(func() { in.sweep(t) })
 	return in
+}
+
+// shortDir is t.TempDir without the test's name, which is too long for the unix sockets below it.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "depot-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
 }
 
 // freeAddress returns an address of loopback at which nobody listens. It stays the same across restarts, which port 0

@@ -66,7 +66,7 @@ func TestDepotd_RefusesAFullDisk(t *testing.T) {
 // mount gives a tmpfs to a directory.
 func mount(t testing.TB, flags uintptr, options string) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := shortDir(t)
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", flags, options))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir

@@ -36,7 +36,7 @@ func TestDepotd_KeepsTheCacheWhenTheMachineIsReplaced(t *testing.T) {
 
 	in.depotd(t)
 	require.Equal(t, "1", in.count(t, context), "the layers did not outlive the machine")
-	require.Equal(t, "2", in.count(t, context, "--no-cache"), "the cache mount did not outlive the machine")
+	require.Equal(t, "2", in.count(t, context, again(2)), "the cache mount did not outlive the machine")
 	require.Equal(t, machine.Volume, in.machines(t)[0].Volume)
 }
 
