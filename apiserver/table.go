@@ -68,7 +68,7 @@ func (t transitions[S]) diagram() string {
 			if slices.Contains(ends, to) {
 				end = " ■"
 			}
-			fmt.Fprintf(&b, "%-10s → %-10s  %s\n", name, string(to)+end, strings.Join(on, ", "))
+			fmt.Fprintf(&b, "%-10s → %-11s  %s\n", name, string(to)+end, strings.Join(on, ", "))
 			name = ""
 		}
 	}
