@@ -104,3 +104,15 @@ func CheckServerVersion(version string) error { return checkServerVersion(versio
 
 // Admit answers a callout request by hand.
 func (c *Control) Admit(m *nats.Msg, authorize Authorizer) error { return c.admit(m, authorize) }
+
+// ServeLimit bounds the handlers of one service.
+const ServeLimit = serveLimit
+
+// CalloutKey is the key to which servers encrypt callout requests.
+func (t *Trust) CalloutKey() string {
+	key, err := t.curve.PublicKey()
+	if err != nil {
+		panic(err)
+	}
+	return key
+}

@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/depotctl/depot/bus/bustest"
@@ -16,4 +17,10 @@ func onEveryForm(t *testing.T, test func(t *testing.T, s *bustest.Server), opts 
 		test(t, s)
 	})
 	t.Run("process", func(t *testing.T) { test(t, bustest.NewExternal(t, opts...)) })
+}
+
+// contextUntil is a context that ends with stop.
+func contextUntil(t *testing.T) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithCancel(t.Context())
 }
