@@ -61,20 +61,10 @@ func parseHierarchies(mountinfo string) []hierarchy {
 
 // cgroupOptions keeps what names a v1 hierarchy, from the options of its superblock.
 func cgroupOptions(super string) string {
-	var keep []string
-	for option := range strings.SplitSeq(super, ",") {
-		switch {
-		case option == "rw" || option == "ro" || option == "clone_children" || strings.HasPrefix(option, "release_agent="):
-		case strings.HasPrefix(option, "name="):
-			keep = append(keep, "none", option)
-		default:
-			keep = append(keep, option)
-		}
-	}
-	if slices.Contains(keep, "none") && len(keep) > 2 { // a named hierarchy with controllers
-		keep = slices.DeleteFunc(keep, func(o string) bool { return o == "none" })
-	}
-	return strings.Join(keep, ",")
+	options := slices.DeleteFunc(strings.Split(super, ","), func(o string) bool {
+		return o == "rw" || o == "ro" || o == "clone_children" || strings.HasPrefix(o, "release_agent=")
+	})
+	return strings.Join(options, ",")
 }
 
 func within(parent, path string) bool {

@@ -19,7 +19,7 @@ func TestNew_RefusesWhatCannotWork(t *testing.T) {
 		want string
 	}{
 		"no directory":        {Config{}, "no state directory"},
-		"path too long":       {Config{Dir: "/" + strings.Repeat("x", 100)}, "45 characters too long"},
+		"path too long":       {Config{Dir: "/" + strings.Repeat("x", 100)}, "7 characters too long"},
 		"a machine's own":     {Config{Dir: "/run/depot"}, "each machine has its own"},
 		"public range":        {Config{Dir: "/x", Subnet: netip.MustParsePrefix("192.0.2.0/24")}, "not a private IPv4 range"},
 		"range of one":        {Config{Dir: "/x", Subnet: netip.MustParsePrefix("10.0.0.0/31")}, "at least a /30"},

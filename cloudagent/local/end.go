@@ -32,6 +32,21 @@ func (p *Provider) endProcesses(ctx context.Context, id bus.MachineID, grace tim
 	}
 }
 
+// awaitBoot reports whether a machine lives, with its program. One whose boot was cut off together with its provider ends
+// by itself in a moment.
+func (p *Provider) awaitBoot(ctx context.Context, id bus.MachineID) (bool, error) {
+	for {
+		_, up := p.readAlive(id)
+		alive, err := locked(p.machineFile(id, aliveFile))
+		if up || !alive || err != nil {
+			return alive, err
+		}
+		if err := pause(ctx, lockPause); err != nil {
+			return false, err
+		}
+	}
+}
+
 // openInit returns a descriptor of the machine's first process, or -1 if the machine is dead.
 func (p *Provider) openInit(ctx context.Context, id bus.MachineID) (int, error) {
 	for {
@@ -39,7 +54,7 @@ func (p *Provider) openInit(ctx context.Context, id bus.MachineID) (int, error) 
 		if err != nil || !alive {
 			return -1, err
 		}
-		if pid := p.readPid(id); pid != 0 {
+		if pid, _ := p.readAlive(id); pid != 0 {
 			pidfd, err := unix.PidfdOpen(pid, 0)
 			if err == nil {
 				// The lock is held still: so the process that wrote the id was alive when the descriptor was opened, and

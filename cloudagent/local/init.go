@@ -24,10 +24,14 @@ const (
 	fdAlive   = 4 // the lock that says that the machine lives
 )
 
+// upMark follows the process id in the lock file once the program was started.
+const upMark = "up"
+
 // bootSpec is the first thing that the provider tells the first process of a machine.
 type bootSpec struct {
 	Machine bus.MachineID `json:"machine"`
 	Dir     string        `json:"dir"`     // of the machine
+	BusDir  string        `json:"bus_dir"` // of the bus's socket
 	Program string        `json:"program"` // machineagent
 }
 
@@ -115,6 +119,9 @@ func boot(control *os.File) (dir string, child int, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("start %s: %w", spec.Program, err)
 	}
+	if _, err := keepAlive.WriteString(upMark + "\n"); err != nil {
+		return "", 0, fmt.Errorf("write that the machine is up: %w", err)
+	}
 	return spec.Dir, child, nil
 }
 
@@ -128,7 +135,7 @@ func announcePid() error {
 	alive := os.NewFile(fdAlive, aliveFile) // never closed: the lock lives as long as this process
 	runtime.SetFinalizer(alive, nil)
 	keepAlive = alive
-	if _, err := alive.WriteAt([]byte(pid+"\n"), 0); err != nil {
+	if _, err := alive.WriteString(pid + "\n"); err != nil {
 		return fmt.Errorf("write the own process id: %w", err)
 	}
 	return nil

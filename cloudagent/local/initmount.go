@@ -13,6 +13,13 @@ import (
 // plugins count addresses, which every machine gives out anew.
 var privateDirs = []string{"/run", "/var/lib/cni"}
 
+// Inside, a machine finds its state and the bus's socket under paths that are short, however long those of the host are:
+// the address of a unix socket has room for 107 characters.
+const (
+	insideState = "/run/depot/state"
+	insideBus   = "/run/depot/bus"
+)
+
 // prepareMounts makes the mount namespace a machine's: it has its own /proc, /run and cgroups, and nothing that is mounted
 // in it shows outside.
 func prepareMounts(spec bootSpec) error {
@@ -30,6 +37,14 @@ func prepareMounts(spec bootSpec) error {
 		}
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	for inside, outside := range map[string]string{insideState: filepath.Join(spec.Dir, stateDir), insideBus: spec.BusDir} {
+		if err := os.MkdirAll(inside, 0o700); err != nil {
+			return err
+		}
+		if err := unix.Mount(outside, inside, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", inside, err)
 		}
 	}
 	if hasResolver == nil {

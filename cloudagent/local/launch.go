@@ -37,8 +37,8 @@ func (p *Provider) userData(spec cloudagent.MachineSpec, cache string) bus.UserD
 	}
 	data := bus.UserData{
 		Machine: spec.Machine, Attempt: spec.Attempt, Architecture: spec.Architecture, Nonce: spec.Nonce.Reveal(),
-		BusURL: url, BusCA: spec.BusCA, BusSocket: filepath.Join(p.cfg.Dir, busDir, busSocket),
-		StateDir: p.machineFile(spec.Machine, stateDir), CacheDir: cache, Attestor: "nonce",
+		BusURL: url, BusCA: spec.BusCA, BusSocket: filepath.Join(insideBus, busSocket),
+		StateDir: insideState, CacheDir: cache, Attestor: "nonce",
 	}
 	p.renewUserData(&data)
 	return data
@@ -92,7 +92,7 @@ func (p *Provider) boot(ctx context.Context, rec *machineRecord, pid int, contro
 		return err
 	}
 	encoder := json.NewEncoder(control)
-	spec := bootSpec{Machine: rec.Machine, Dir: p.machineDir(rec.Machine), Program: p.cfg.Tools.Machineagent}
+	spec := bootSpec{Machine: rec.Machine, Dir: p.machineDir(rec.Machine), BusDir: filepath.Join(p.cfg.Dir, busDir), Program: p.cfg.Tools.Machineagent}
 	if err := encoder.Encode(spec); err != nil {
 		return err
 	}

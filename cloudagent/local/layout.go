@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/depotctl/depot/bus"
 )
@@ -13,7 +14,7 @@ import (
 //
 //	machines/<id>/machine.json    the record: what is wanted, the connection's tag
 //	              user-data.json  what the machine boots with; holds its launch nonce
-//	              alive           locked for life by the machine's first process, and holds its process id
+//	              alive           locked for life by the machine's first process, and holds its process id, and "up"
 //	              reason          why the machine ended by itself
 //	              log             what machineagent and BuildKit print
 //	              state/          the root disk: identity keys
@@ -119,17 +120,19 @@ func records[ID ~string, R any](dir string, read func(ID) (R, bool, error)) ([]R
 	return all, nil
 }
 
-// readPid returns 0 until the first process has written its process id.
-func (p *Provider) readPid(id bus.MachineID) int {
-	pid, err := strconv.Atoi(readLine(p.machineFile(id, aliveFile)))
+// readAlive returns what the first process has written into the lock of its life: its process id, or 0, and whether it has
+// started the program.
+func (p *Provider) readAlive(id bus.MachineID) (pid int, up bool) {
+	line, mark, _ := strings.Cut(readText(p.machineFile(id, aliveFile)), "\n")
+	pid, err := strconv.Atoi(line)
 	if err != nil {
-		return 0
+		return 0, false
 	}
-	return pid
+	return pid, mark == upMark
 }
 
 func (p *Provider) readReason(id bus.MachineID) string {
-	return readLine(p.machineFile(id, reasonFile))
+	return readText(p.machineFile(id, reasonFile))
 }
 
 // removeMachineFiles removes everything of a deleted machine but its record.

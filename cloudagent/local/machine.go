@@ -67,8 +67,8 @@ func (p *Provider) settleAttempt(ctx context.Context, rec *machineRecord, spec c
 	case rec.Launched || rec.Want == wantStopped:
 		return true, nil
 	}
-	// A crash came between the record and its last field. Whether the machine was started is for the lock to say.
-	alive, err := locked(p.machineFile(rec.Machine, aliveFile))
+	// A crash came between the record and its last field. Whether the machine was started is for itself to say.
+	alive, err := p.awaitBoot(ctx, rec.Machine)
 	if err != nil || !alive {
 		return false, err
 	}
@@ -118,7 +118,7 @@ func (p *Provider) StartMachine(ctx context.Context, m cloudagent.MachineRef) er
 	if err != nil {
 		return err
 	}
-	alive, err := locked(p.machineFile(rec.Machine, aliveFile))
+	alive, err := p.awaitBoot(ctx, rec.Machine)
 	if err != nil {
 		return err
 	}

@@ -196,9 +196,9 @@ func (p *Provider) status(rec machineRecord) (bus.MachineStatus, error) {
 	if err != nil {
 		return status, err
 	}
-	pid := 0
+	up := false
 	if alive {
-		pid = p.readPid(rec.Machine)
+		_, up = p.readAlive(rec.Machine)
 		if subnet, err := netip.ParsePrefix(rec.Subnet); err == nil {
 			status.Addresses = []string{machinePrefix(subnet).Addr().String()}
 		}
@@ -214,7 +214,7 @@ func (p *Provider) status(rec machineRecord) (bus.MachineStatus, error) {
 		status.State = bus.CloudStopping
 	case rec.Want == wantStopped:
 		status.State = bus.CloudStopped
-	case alive && pid != 0:
+	case alive && up:
 		status.State = bus.CloudRunning
 	case alive || !rec.Launched:
 		status.State = bus.CloudPending
@@ -287,7 +287,8 @@ func notFound(kind string, id string) error {
 
 func conflict(format string, args ...any) error { return bus.Faultf(bus.CodeConflict, format, args...) }
 
-func readLine(path string) string {
+// readText returns "" for a file that cannot be read.
+func readText(path string) string {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return ""

@@ -7,14 +7,21 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/depotctl/depot/bus"
 	"github.com/depotctl/depot/cloudagent"
 )
+
+const hostArch = bus.Arch(runtime.GOARCH)
+
+// assertT is what EventuallyWithT collects failures with.
+type assertT = assert.CollectT
 
 // testConfig is of a provider whose machines run the stand-in.
 func testConfig(t *testing.T) Config {
