@@ -86,7 +86,8 @@ func checkPeer(cs tls.ConnectionState, lease string, want role) error {
 	switch {
 	case cs.DidResume:
 		return &PeerError{errors.New("it resumed a session")}
-	case cs.NegotiatedProtocol != Protocol:
+	case cs.NegotiatedProtocol != Protocol && (want == roleMachine || cs.NegotiatedProtocol != ""):
+		// A client may leave the protocol open, as docker-buildx does: the daemon asks for HTTP/2 in the first bytes.
 		return &PeerError{fmt.Errorf("it speaks %q, want %s", cs.NegotiatedProtocol, Protocol)}
 	case len(cs.VerifiedChains) == 0:
 		return &PeerError{errors.New("it is not verified")}

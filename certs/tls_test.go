@@ -46,8 +46,6 @@ func TestTLS_RefusesWhatIsNotAFullModernHandshake(t *testing.T) {
 	}{
 		"TLS 1.2":               {func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, "unsupported version"},
 		"no client certificate": {func(c *tls.Config) { c.Certificates = nil }, "didn't provide a certificate"},
-		"no ALPN":               {func(c *tls.Config) { c.NextProtos = nil; c.VerifyConnection = nil }, `it speaks "", want h2`},
-		"HTTP/1.1":              {func(c *tls.Config) { c.NextProtos = []string{"http/1.1"}; c.VerifyConnection = nil }, `it speaks "", want h2`},
 		"other ALPN":            {func(c *tls.Config) { c.NextProtos = []string{"smtp"} }, "no application protocol"},
 		"other SNI": {func(c *tls.Config) {
 			c.ServerName, c.InsecureSkipVerify, c.VerifyConnection = "lse-2", true, nil
@@ -60,6 +58,17 @@ func TestTLS_RefusesWhatIsNotAFullModernHandshake(t *testing.T) {
 			requireRefuses(t, p.server(t), client, c.why)
 		})
 	}
+}
+
+// docker-buildx's remote driver offers no protocol, and stock BuildKit lets it in.
+func TestTLS_AClientMayLeaveTheProtocolOpenAMachineMayNot(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, testLease(1), time.Now().Add(time.Hour))
+	client, server := p.client(t), p.server(t)
+	client.NextProtos, client.VerifyConnection = nil, nil
+	requireConnects(t, server, client)
+	server.NextProtos = nil
+	requireRefuses(t, server, p.client(t), `it speaks "", want h2`)
 }
 
 func TestTLS_SessionsAreNeverResumed(t *testing.T) {

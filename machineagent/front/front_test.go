@@ -64,7 +64,7 @@ func TestFront_RefusesWithoutSayingWhy(t *testing.T) {
 		"no lease":       func(c *tls.Config) { c.ServerName, c.InsecureSkipVerify = "", true },
 		"TLS 1.2":        func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 },
 		"no certificate": func(c *tls.Config) { c.Certificates = nil },
-		"no ALPN":        func(c *tls.Config) { c.NextProtos, c.VerifyConnection = nil, nil },
+		"other ALPN":     func(c *tls.Config) { c.NextProtos = []string{"smtp"} },
 	} {
 		cfg := s.client.Clone()
 		spoil(cfg)
