@@ -20,6 +20,9 @@ func (b *bench) warmAcquisition(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = release(ctx, b.conn, held) }()
+	holding, stop := context.WithCancel(ctx)
+	defer stop()
+	go hold(holding, b.conn, held)
 	var plain, total, create, ready, connect sample
 	for range b.warm {
 		took, err := held.handshake(ctx)

@@ -32,6 +32,9 @@ func (b *bench) cached(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = release(ctx, b.conn, held) }()
+	holding, stop := context.WithCancel(ctx)
+	defer stop()
+	go hold(holding, b.conn, held)
 	clients, err := b.clients(ctx, held, source)
 	if err != nil {
 		return err

@@ -86,6 +86,20 @@ func acquire(ctx context.Context, conn *bus.Conn, project string) (*lease, error
 	return l, nil
 }
 
+// hold says every few seconds that the build of a lease is alive, as depotctl does, until ctx ends.
+func hold(ctx context.Context, conn *bus.Conn, l *lease) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = bus.BuildIsLive.Send(ctx, conn, bus.BuildLive{Build: l.build}) // loss is harmless
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // release ends the build of a lease.
 func release(ctx context.Context, conn *bus.Conn, l *lease) error {
 	_, err := bus.FinishBuild.Call(ctx, conn, bus.BuildFinish{Build: l.build, State: bus.BuildSucceeded})
