@@ -38,7 +38,7 @@ type tenant struct {
 }
 
 // newWorld starts one API server.
-func newWorld(t *testing.T, timeouts Timeouts) *world {
+func newWorld(t testing.TB, timeouts Timeouts) *world {
 	t.Helper()
 	w := emptyWorld(t, timeouts)
 	w.start(t)
@@ -46,7 +46,7 @@ func newWorld(t *testing.T, timeouts Timeouts) *world {
 }
 
 // emptyWorld starts none.
-func emptyWorld(t *testing.T, timeouts Timeouts) *world {
+func emptyWorld(t testing.TB, timeouts Timeouts) *world {
 	t.Helper()
 	return &world{bus: bustest.New(t, bustest.WithoutCallout()), timeouts: timeouts}
 }
@@ -59,7 +59,7 @@ func (w *world) newest() *Server {
 }
 
 // start adds an API server with a connection of its own, and returns what ends it.
-func (w *world) start(t *testing.T) (stop func()) {
+func (w *world) start(t testing.TB) (stop func()) {
 	t.Helper()
 	control, err := bus.OpenControl(t.Context(), bus.ControlConfig{Server: w.bus.Embedded, Trust: w.bus.Trust, Name: "apiserver", Version: "test"})
 	require.NoError(t, err)
@@ -97,7 +97,7 @@ func testLog() *slog.Logger {
 }
 
 // tenant makes an organization.
-func (w *world) tenant(t *testing.T, name string) tenant {
+func (w *world) tenant(t testing.TB, name string) tenant {
 	t.Helper()
 	x := tenant{user: bus.NewToken(), agent: bus.NewToken()}
 	made, err := Bootstrap(t.Context(), w.bus.Control, BootstrapConfig{
@@ -109,7 +109,7 @@ func (w *world) tenant(t *testing.T, name string) tenant {
 }
 
 // connect connects with a token; the connection ends with the test.
-func (w *world) connect(t *testing.T, token bus.Token) *bus.Conn { return w.bus.WithToken(t, token) }
+func (w *world) connect(t testing.TB, token bus.Token) *bus.Conn { return w.bus.WithToken(t, token) }
 
 // client is a CLI that builds.
 type client struct {
@@ -118,7 +118,7 @@ type client struct {
 	csr  string
 }
 
-func (w *world) client(t *testing.T, token bus.Token) *client {
+func (w *world) client(t testing.TB, token bus.Token) *client {
 	t.Helper()
 	key, err := certs.NewKey()
 	require.NoError(t, err)
@@ -127,14 +127,14 @@ func (w *world) client(t *testing.T, token bus.Token) *client {
 	return &client{conn: w.connect(t, token), key: key, csr: csr}
 }
 
-func (c *client) create(t *testing.T, archs ...bus.Arch) bus.BuildView {
+func (c *client) create(t testing.TB, archs ...bus.Arch) bus.BuildView {
 	t.Helper()
 	v, err := bus.CreateBuild.Call(t.Context(), c.conn, bus.BuildCreate{Build: bus.NewBuildID(), Architectures: archs, CSR: c.csr})
 	require.NoError(t, err)
 	return v
 }
 
-func (c *client) get(t *testing.T, id bus.BuildID) bus.BuildView {
+func (c *client) get(t testing.TB, id bus.BuildID) bus.BuildView {
 	t.Helper()
 	v, err := bus.GetBuild.Call(t.Context(), c.conn, bus.BuildRef{Build: id})
 	require.NoError(t, err)
@@ -142,7 +142,7 @@ func (c *client) get(t *testing.T, id bus.BuildID) bus.BuildView {
 }
 
 // until waits until the build is as wanted.
-func (c *client) until(t *testing.T, id bus.BuildID, wanted func(bus.BuildView) bool) bus.BuildView {
+func (c *client) until(t testing.TB, id bus.BuildID, wanted func(bus.BuildView) bool) bus.BuildView {
 	t.Helper()
 	var v bus.BuildView
 	require.Eventually(t, func() bool {
@@ -152,12 +152,12 @@ func (c *client) until(t *testing.T, id bus.BuildID, wanted func(bus.BuildView) 
 	return v
 }
 
-func (c *client) untilState(t *testing.T, id bus.BuildID, s bus.BuildState) bus.BuildView {
+func (c *client) untilState(t testing.TB, id bus.BuildID, s bus.BuildState) bus.BuildView {
 	t.Helper()
 	return c.until(t, id, func(v bus.BuildView) bool { return v.State == s })
 }
 
-func (c *client) finish(t *testing.T, id bus.BuildID) bus.BuildView {
+func (c *client) finish(t testing.TB, id bus.BuildID) bus.BuildView {
 	t.Helper()
 	v, err := bus.FinishBuild.Call(t.Context(), c.conn, bus.BuildFinish{Build: id, State: bus.BuildSucceeded})
 	require.NoError(t, err)
@@ -166,7 +166,7 @@ func (c *client) finish(t *testing.T, id bus.BuildID) bus.BuildView {
 
 // cloud is a connection's cloud-agent, scripted, with a cloud of machines that speak for themselves over the bus.
 type cloud struct {
-	t     *testing.T
+	t     testing.TB
 	w     *world
 	ctx   context.Context
 	conn  *bus.Conn
@@ -183,7 +183,7 @@ type cloud struct {
 	killed  map[bus.MachineID]bool
 }
 
-func (w *world) cloud(t *testing.T, x tenant, configure ...func(*cloud)) *cloud {
+func (w *world) cloud(t testing.TB, x tenant, configure ...func(*cloud)) *cloud {
 	t.Helper()
 	c := &cloud{
 		t: t, w: w, ctx: t.Context(), conn: w.connect(t, x.agent), token: x.agent, archs: []bus.Arch{bus.AMD64, bus.ARM64},
@@ -339,7 +339,7 @@ func (c *cloud) machine(id bus.MachineID) *machine {
 
 // machine is a machine-agent, scripted.
 type machine struct {
-	t       *testing.T
+	t       testing.TB
 	w       *world
 	id      bus.MachineID
 	attempt int
@@ -361,7 +361,7 @@ type machine struct {
 	noServe bool // registers, and does not report that leases serve
 }
 
-func newMachineScript(t *testing.T, w *world, a bus.Action, nonce bus.Nonce) *machine {
+func newMachineScript(t testing.TB, w *world, a bus.Action, nonce bus.Nonce) *machine {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	der, err := x509.MarshalPKIXPublicKey(public)
