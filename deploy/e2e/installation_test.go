@@ -70,7 +70,7 @@ func (in *installation) start(t testing.TB) {
 	t.Helper()
 	in.log = &buffer{}
 	in.depotd = exec.Command(program(t, "depotd", "run `make build`"), //nolint:noctx // outlives the context of the test: stop ends it
-		append([]string{"--dir", filepath.Join(in.dir, "state"), "--listen", in.listen, "--stop-machines"}, in.args...)...)
+		append([]string{"--dir", filepath.Join(in.dir, "state"), "--listen", in.listen, "--stop-machines", "--log-level=info"}, in.args...)...)
 	in.depotd.Env = in.environment()
 	in.depotd.Stdout, in.depotd.Stderr = in.log, in.log
 	require.NoError(t, in.depotd.Start())
