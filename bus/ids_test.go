@@ -10,15 +10,15 @@ import (
 // anID is an identifier with the function that checks it.
 type anID struct {
 	prefix   string
-	make     func() string
+	fresh    func() string
 	validate func(string) error
 }
 
 func idOf[T interface {
 	~string
 	Message
-}](prefix string, make func() T) anID {
-	return anID{prefix, func() string { return string(make()) }, func(s string) error { return T(s).Validate() }}
+}](prefix string, fresh func() T) anID {
+	return anID{prefix, func() string { return string(fresh()) }, func(s string) error { return T(s).Validate() }}
 }
 
 func allIDs() []anID {
@@ -33,7 +33,7 @@ func TestIDs_AreTheirOwnKindOnly(t *testing.T) {
 	seen := map[string]bool{}
 	for i, id := range allIDs() {
 		for range 100 {
-			s := id.make()
+			s := id.fresh()
 			require.False(t, seen[s], "%s was made twice", s)
 			seen[s] = true
 			require.True(t, strings.HasPrefix(s, id.prefix+"-"))
@@ -47,7 +47,7 @@ func TestIDs_AreTheirOwnKindOnly(t *testing.T) {
 func TestIDs_RefuseWhatCouldLeaveItsToken(t *testing.T) {
 	t.Parallel()
 	for _, id := range allIDs() {
-		good := id.make()
+		good := id.fresh()
 		for _, bad := range []string{
 			"", id.prefix, id.prefix + "-", good + "a", good[:len(good)-1], good + "\n", " " + good, good[:len(good)-1] + ".", good[:len(good)-1] + "*",
 			good[:len(good)-1] + ">", good[:len(good)-1] + "1", good[:len(good)-1] + "_", strings.ToUpper(good), strings.Replace(good, "-", ".", 1), good[:len(good)-2] + "é",

@@ -93,82 +93,90 @@ func TestActionID_TellsActionsApart(t *testing.T) {
 	}
 }
 
+func exampleOf[M Message](t *testing.T, name string) M {
+	t.Helper()
+	for _, m := range wireExamples() {
+		if msg, ok := m.example.(M); ok && m.name == name {
+			return msg
+		}
+	}
+	require.Fail(t, "no example", name)
+	var none M
+	return none
+}
+
 func TestValidate_RefusesWhatCannotBeMeant(t *testing.T) {
 	t.Parallel()
-	example := map[string]Message{}
-	for _, m := range wireExamples() {
-		example[m.name] = m.example
-	}
 	type refuse = func() (Message, string)
 	for name, f := range map[string]refuse{
 		"an architecture twice": func() (Message, string) {
-			m := example["build.create.v1"].(BuildCreate)
+			m := exampleOf[BuildCreate](t, "build.create.v1")
 			m.Architectures = []Arch{AMD64, AMD64}
 			return m, "twice"
 		},
 		"an unknown architecture": func() (Message, string) {
-			m := example["build.create.v1"].(BuildCreate)
+			m := exampleOf[BuildCreate](t, "build.create.v1")
 			m.Architectures = []Arch{"riscv"}
 			return m, "riscv"
 		},
 		"no request for a certificate": func() (Message, string) {
-			m := example["build.create.v1"].(BuildCreate)
+			m := exampleOf[BuildCreate](t, "build.create.v1")
 			m.CSR = ""
 			return m, "csr"
 		},
 		"a huge request for a certificate": func() (Message, string) {
-			m := example["build.create.v1"].(BuildCreate)
+			m := exampleOf[BuildCreate](t, "build.create.v1")
 			m.CSR = strings.Repeat("x", maxPEM+1)
 			return m, "csr"
 		},
 		"a negative timeout": func() (Message, string) {
-			m := example["build.create.v1"].(BuildCreate)
+			m := exampleOf[BuildCreate](t, "build.create.v1")
 			m.AcquireSeconds = -1
 			return m, "negative"
 		},
 		"an end that only the server gives": func() (Message, string) {
-			m := example["build.finish.v1"].(BuildFinish)
+			m := exampleOf[BuildFinish](t, "build.finish.v1")
 			m.State = BuildExpired
 			return m, "expired"
 		},
 		"a story as a reason": func() (Message, string) {
-			m := example["build.finish.v1"].(BuildFinish)
+			m := exampleOf[BuildFinish](t, "build.finish.v1")
 			m.Reason = strings.Repeat("x", 1025)
 			return m, "1 KiB"
 		},
 		"an event of an unknown stage": func() (Message, string) {
-			m := example["build.event.v1"].(BuildEvent)
+			m := exampleOf[BuildEvent](t, "build.event.v1")
 			m.Stage = "thinking"
 			return m, "thinking"
 		},
 		"a hash that is none": func() (Message, string) {
-			m := example["token.create.v1"].(TokenCreate)
+			m := exampleOf[TokenCreate](t, "token.create.v1")
 			m.Hash = strings.Repeat("x", 64)
 			return m, "hash"
 		},
 		"a token for a machine": func() (Message, string) {
-			m := example["token.create.v1"].(TokenCreate)
+			m := exampleOf[TokenCreate](t, "token.create.v1")
 			m.Role = RoleMachine
 			return m, "machine"
 		},
 		"a machine in an unknown state": func() (Message, string) {
-			m := example["inventory.v1"].(Inventory)
+			m := exampleOf[Inventory](t, "inventory.v1")
 			m.Machines = []MachineStatus{{Machine: exampleMachine, State: "lost"}}
 			return m, "lost"
 		},
 		"a grant without its root": func() (Message, string) {
-			m := example["machine.instruct.reply.v1"].(Instruction)
+			m := exampleOf[Instruction](t, "machine.instruct.reply.v1")
 			m.Leases = []LeaseGrant{m.Leases[0]}
 			m.Leases[0].CA = ""
 			return m, "ca"
 		},
 		"an unknown desire": func() (Message, string) {
-			m := example["machine.instruct.reply.v1"].(Instruction)
+			m := exampleOf[Instruction](t, "machine.instruct.reply.v1")
 			m.Desire = "explode"
 			return m, "explode"
 		},
 		"a result with an empty fault": func() (Message, string) {
-			m := example["action.result.v1"].(ActionResult)
+			m := exampleOf[ActionResult](t, "action.result.v1")
 			m.Fault = &Fault{}
 			return m, "fault"
 		},

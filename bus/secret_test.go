@@ -77,8 +77,8 @@ func TestSecrets_NeverPrint(t *testing.T) {
 		require.Contains(t, printed, string(nonce.Machine))
 		require.NotContains(t, printed, nonceSecret)
 	}
-	var s Secret
-	require.Error(t, json.Unmarshal([]byte(`"[redacted]"`), &s), "what was redacted does not come back as a secret")
+	var read struct{ Secret Secret }
+	require.Error(t, json.Unmarshal([]byte(`{"Secret":"[redacted]"}`), &read), "what was redacted does not come back as a secret")
 }
 
 func TestToken_SurvivesItsTextAndOnlyThat(t *testing.T) {
