@@ -3,7 +3,6 @@ package apiserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
@@ -349,6 +348,6 @@ func TestBootstrap_MayRunAgainAndAgain(t *testing.T) {
 
 	for _, bad := range []BootstrapConfig{{}, {Organization: "A B"}, {Organization: "acme", Project: "default"}} {
 		_, err := Bootstrap(t.Context(), w.bus.Control, bad)
-		require.Error(t, err, fmt.Sprintf("%+v", bad))
+		require.Error(t, err, "%+v", bad)
 	}
 }

@@ -69,17 +69,17 @@ func (s *Server) stepMachineBy(ctx context.Context, id bus.MachineID, what func(
 	return m, rev, nil
 }
 
-func (s *Server) stepVolume(ctx context.Context, id bus.VolumeID, ev volumeEvent) (Volume, error) {
+func (s *Server) stepVolume(ctx context.Context, id bus.VolumeID, ev volumeEvent) error {
 	var effects []effect
-	v, _, err := change(ctx, s.store.volumes, string(id), func(v Volume) (_ Volume, err error) {
+	_, _, err := change(ctx, s.store.volumes, string(id), func(v Volume) (_ Volume, err error) {
 		v, effects, err = v.step(ev, s.moment())
 		return v, err
 	})
 	if err != nil {
-		return v, fmt.Errorf("volume %s: %s: %w", id, ev.name(), err)
+		return fmt.Errorf("volume %s: %s: %w", id, ev.name(), err)
 	}
 	s.perform(ctx, effects)
-	return v, nil
+	return nil
 }
 
 // placeBuild brings every lease of a waiting build onto a machine. It may be called at any time, by anybody.
@@ -208,9 +208,9 @@ func (s *Server) fillSlot(ctx context.Context, key string) error {
 	case !v.usable():
 		_, _, err = s.stepMachine(ctx, m.ID, machineCondemned{"volume: " + v.Reason, v.Final})
 	case v.State == VolumeWanted:
-		_, err = s.stepVolume(ctx, v.ID, volumeAsked{})
+		err = s.stepVolume(ctx, v.ID, volumeAsked{})
 	case v.State == VolumeAvailable:
-		_, err = s.stepVolume(ctx, v.ID, volumeClaimed{m.ID})
+		err = s.stepVolume(ctx, v.ID, volumeClaimed{m.ID})
 	case v.State == VolumeAttached && v.Machine == m.ID:
 		_, _, err = s.stepMachine(ctx, m.ID, machineVolume{v.ID})
 	}

@@ -34,7 +34,7 @@ func (s *Server) reportResult(ctx context.Context, from bus.Caller, m bus.Action
 			return bus.Empty{}, bus.Faultf(bus.CodeNotFound, "volume %s does not exist", m.Volume)
 		}
 		if err == nil {
-			_, err = s.stepVolume(ctx, m.Volume, volumeDone{m.Kind, m.Fault})
+			err = s.stepVolume(ctx, m.Volume, volumeDone{m.Kind, m.Fault})
 		}
 		return bus.Empty{}, err
 	}
@@ -62,7 +62,7 @@ func (s *Server) reportInventory(ctx context.Context, from bus.Caller, inv bus.I
 	for _, status := range inv.Volumes {
 		v, ok := s.mirrors.volumes.get(string(status.Volume))
 		if ok && v.Connection == from.Connection && v.State == VolumeCreating {
-			if _, err := s.stepVolume(ctx, v.ID, volumeSeen{status}); err != nil {
+			if err := s.stepVolume(ctx, v.ID, volumeSeen{status}); err != nil {
 				s.log.WarnContext(ctx, "inventory not applied", "volume", v.ID, "err", err)
 			}
 		}

@@ -43,8 +43,7 @@ func (s *Server) performOne(ctx context.Context, e effect) error {
 		_, _, err := s.stepMachine(ctx, e.machine, machineReleased{e.lease})
 		return unlessNotFound(err)
 	case free:
-		_, err := s.stepVolume(ctx, e.volume, volumeFreed{e.machine})
-		return unlessNotFound(err)
+		return unlessNotFound(s.stepVolume(ctx, e.volume, volumeFreed{e.machine}))
 	case place:
 		b, _, err := s.store.builds.Get(ctx, string(e.build))
 		if err != nil {
@@ -148,8 +147,10 @@ type outbox struct {
 	lanes []chan func(context.Context) error
 }
 
+const lanes = 4
+
 func newOutbox() *outbox {
-	o := &outbox{lanes: make([]chan func(context.Context) error, 4)}
+	o := &outbox{lanes: make([]chan func(context.Context) error, lanes)}
 	for i := range o.lanes {
 		o.lanes[i] = make(chan func(context.Context) error, 1024)
 	}
@@ -161,7 +162,7 @@ func (o *outbox) put(key string, publish func(context.Context) error) bool {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key)) // never fails
 	select {
-	case o.lanes[h.Sum32()%uint32(len(o.lanes))] <- publish:
+	case o.lanes[h.Sum32()%lanes] <- publish:
 		return true
 	default:
 		return false

@@ -44,10 +44,10 @@ func (s *Server) hears(ctx context.Context) bool {
 func (s *Server) scanOnce(ctx context.Context) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(16)
-	do := func(what string, id string, f func() error) {
+	do := func(what, id string, f func() error) {
 		g.Go(func() error {
 			if err := unlessNotFound(f()); err != nil && ctx.Err() == nil {
-				s.log.WarnContext(ctx, "scan: "+what, "id", id, "err", err)
+				s.log.WarnContext(ctx, "scan is not done with a record", "record", what+" "+id, "err", err)
 			}
 			return nil
 		})
@@ -216,8 +216,7 @@ func (s *Server) dueVolume(ctx context.Context, v Volume, at moment) func() erro
 	}
 	if m, ok := s.mirrors.machines.get(string(v.Machine)); v.State == VolumeAttached && ok && m.State == MachineDeleted {
 		return func() error {
-			_, err := s.stepVolume(ctx, v.ID, volumeFreed{m.ID})
-			return err
+			return s.stepVolume(ctx, v.ID, volumeFreed{m.ID})
 		}
 	}
 	next, effects, err := v.step(volumeTick{}, at)
@@ -225,8 +224,7 @@ func (s *Server) dueVolume(ctx context.Context, v Volume, at moment) func() erro
 		return nil
 	}
 	return func() error {
-		_, err := s.stepVolume(ctx, v.ID, volumeTick{})
-		return err
+		return s.stepVolume(ctx, v.ID, volumeTick{})
 	}
 }
 

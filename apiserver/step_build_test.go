@@ -171,9 +171,18 @@ func TestBuild_NoOrderOfEventsBreaksTheRules(t *testing.T) {
 			machine := rapid.SampledFrom([]bus.MachineID{someMachine, otherMachine}).Draw(t, "machine")
 			generation := rapid.IntRange(1, 3).Draw(t, "generation")
 			ev := rapid.SampledFrom([]buildEvent{
-				buildPlaced{l.ID, machine}, buildServed{l.ID, machine, generation}, buildServed{l.ID, l.Machine, generation}, buildUnserved{l.ID, generation},
-				buildLost{l.ID, "gone", false}, buildLost{l.ID, "gone", true}, buildRefused{l.ID, machine}, buildConnected{l.ID},
-				buildFinished{bus.BuildSucceeded, ""}, buildFinished{bus.BuildFailed, ""}, buildCanceled{""}, buildTick{},
+				buildPlaced{l.ID, machine},
+				buildServed{l.ID, machine, generation},
+				buildServed{l.ID, l.Machine, generation},
+				buildUnserved{l.ID, generation},
+				buildLost{l.ID, "gone", false},
+				buildLost{l.ID, "gone", true},
+				buildRefused{l.ID, machine},
+				buildConnected{l.ID},
+				buildFinished{bus.BuildSucceeded, ""},
+				buildFinished{bus.BuildFailed, ""},
+				buildCanceled{""},
+				buildTick{},
 			}).Draw(t, "event")
 			next, effects, err := b.step(ev, at)
 			require.NoError(t, err)

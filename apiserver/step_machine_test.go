@@ -312,11 +312,16 @@ func TestMachine_EveryArrowIsTaken(t *testing.T) {
 func everyMachineEvent() []machineEvent {
 	fault := bus.Faultf(bus.CodeInternal, "no")
 	events := []machineEvent{
-		machineVolume{someVolume}, machineMissing{epoch}, machineCondemned{"because", false},
+		machineVolume{someVolume},
+		machineMissing{epoch},
+		machineCondemned{"because", false},
 		machineRegistered{bus.RoleNewMachine, nonceAttestor{}, signedClaim(someMachine, 1)},
-		machineReported{bus.DaemonStatus{State: bus.DaemonReady}, []string{"a:1"}}, machineReported{bus.DaemonStatus{State: bus.DaemonFailed}, nil},
+		machineReported{bus.DaemonStatus{State: bus.DaemonReady}, []string{"a:1"}},
+		machineReported{bus.DaemonStatus{State: bus.DaemonFailed}, nil},
 		machineTaken{"lse-bbbbbbbbbbbbbbbb", Lease{Build: someBuild, Deadline: epoch.Add(time.Hour)}},
-		machineReleased{someLease}, machineGoodbye{}, machineTick{},
+		machineReleased{someLease},
+		machineGoodbye{},
+		machineTick{},
 	}
 	for _, k := range []bus.ActionKind{bus.CreateMachine, bus.StartMachine, bus.StopMachine, bus.DeleteMachine} {
 		events = append(events, machineDone{kind: k, attempt: 1}, machineDone{kind: k, attempt: 1, fault: fault})

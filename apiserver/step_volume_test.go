@@ -81,8 +81,14 @@ func TestVolume_BelongsToOneMachineAtATime(t *testing.T) {
 			at.now = at.now.Add(time.Duration(rapid.IntRange(0, 100).Draw(t, "seconds")) * time.Second)
 			machine := rapid.SampledFrom([]bus.MachineID{someMachine, otherMachine}).Draw(t, "machine")
 			ev := rapid.SampledFrom([]volumeEvent{
-				volumeAsked{}, volumeDone{kind: bus.CreateVolume}, volumeDone{kind: bus.CreateVolume, fault: bus.Faultf(bus.CodeNoCapacity, "full")},
-				volumeDone{kind: bus.DeleteVolume}, volumeSeen{bus.VolumeStatus{State: bus.CloudInUse}}, volumeClaimed{machine}, volumeFreed{machine}, volumeTick{},
+				volumeAsked{},
+				volumeDone{kind: bus.CreateVolume},
+				volumeDone{kind: bus.CreateVolume, fault: bus.Faultf(bus.CodeNoCapacity, "full")},
+				volumeDone{kind: bus.DeleteVolume},
+				volumeSeen{bus.VolumeStatus{State: bus.CloudInUse}},
+				volumeClaimed{machine},
+				volumeFreed{machine},
+				volumeTick{},
 			}).Draw(t, "event")
 			next, _, err := v.step(ev, at)
 			require.NoError(t, err)

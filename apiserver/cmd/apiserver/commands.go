@@ -100,8 +100,8 @@ func (f initCommand) Run() error {
 	if err := os.WriteFile(f.Config, []byte(config), 0o644); err != nil { //nolint:gosec // as above
 		return err
 	}
-	fmt.Printf("keys:           %s\nconfiguration:  %s\nnext:           nats-server -c %s\n                apiserver bootstrap --trust %s\n", f.Trust, f.Config, f.Config, f.Trust)
-	return nil
+	_, err = fmt.Fprintf(os.Stdout, "keys:           %s\nconfiguration:  %s\nnext:           nats-server -c %s\n                apiserver bootstrap --trust %s\n", f.Trust, f.Config, f.Config, f.Trust)
+	return err
 }
 
 type bootstrapCommand struct {
@@ -134,9 +134,9 @@ func (f bootstrapCommand) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("organization:   %s\nconnection:     %s\nproject:        %s\nnext:           cloudagent --token %s\n                depotctl login --token - < %s\n",
+	_, err = fmt.Fprintf(os.Stdout, "organization:   %s\nconnection:     %s\nproject:        %s\nnext:           cloudagent --token %s\n                depotctl login --token - < %s\n",
 		made.Organization, made.Connection, made.Project, f.AgentToken, f.UserToken)
-	return nil
+	return err
 }
 
 // keepToken returns the token in a file, which is made, for its owner only, if it is not there.
