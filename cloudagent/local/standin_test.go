@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -34,6 +33,12 @@ func standIn(userData string) int {
 	go func() {
 		<-stop
 		fmt.Println("shutting down")
+		select {
+		case daemon := <-daemons: // it closes its databases
+			_ = daemon.Process.Signal(syscall.SIGTERM)
+			_ = daemon.Wait()
+		default:
+		}
 		os.Exit(0)
 	}()
 	mux := http.NewServeMux()
@@ -73,8 +78,8 @@ func standIn(userData string) int {
 			}
 		}
 	})
-	mux.HandleFunc("/daemon", func(w http.ResponseWriter, r *http.Request) {
-		if err := serveDaemon(data, strings.Fields(r.FormValue("args"))); err != nil {
+	mux.HandleFunc("/daemon", func(w http.ResponseWriter, _ *http.Request) {
+		if err := serveDaemon(data); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
@@ -84,17 +89,24 @@ func standIn(userData string) int {
 	return 1
 }
 
+// daemons holds buildkitd, once it was started.
+var daemons = make(chan *exec.Cmd, 1)
+
 // serveDaemon starts buildkitd as machineagent does, on a unix socket, and gives it a plain listener beside the stand-in's.
-func serveDaemon(data bus.UserData, args []string) error {
-	socket := data.StateDir + "/buildkitd.sock"
-	cmd := exec.Command(data.Buildkitd, append([]string{
-		"--addr", "unix://" + socket, "--root", data.CacheDir, "--oci-worker-net", "bridge", "--oci-worker-binary", data.Runc,
-	}, args...)...)
+func serveDaemon(data bus.UserData) error {
+	socket, config := data.StateDir+"/buildkitd.sock", data.StateDir+"/buildkitd.toml"
+	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [\"unix://%s\"]\n[worker.oci]\nbinary = %q\nnetworkMode = \"bridge\"\nbridgeSubnet = %q\n",
+		data.CacheDir, socket, data.Runc, data.BuildSubnet)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return err
+	}
+	cmd := exec.Command(data.Buildkitd, "--config", config)
 	cmd.Env = append(os.Environ(), "PATH="+data.CNIDir+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	daemons <- cmd
 	host, _, err := net.SplitHostPort(data.Listen)
 	if err != nil {
 		return err
