@@ -264,7 +264,7 @@ func (b *Bucket[T]) Modify(ctx context.Context, key string, decide func(cur T, e
 		if !errors.Is(err, ErrConflict) {
 			return v, at, err
 		}
-		if sleep(ctx, backoff(attempt, 5*time.Millisecond, 500*time.Millisecond)) != nil {
+		if sleep(ctx, backoff(attempt, time.Millisecond, 500*time.Millisecond)) != nil {
 			return v, 0, err
 		}
 	}
