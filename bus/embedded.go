@@ -23,6 +23,10 @@ const authTimeout = 1.5
 // maxAccountJWT bounds the claims of one account, in bytes.
 const maxAccountJWT = 1 << 20
 
+// maxStore is what the streams' limits may add up to. It is a number of ours, and not the server's share of what the disk
+// has left: with that, a disk that fills up would keep a server from starting with the state that it has.
+const maxStore = 64 << 30
+
 // EmbeddedConfig is the configuration of a bus server inside this process.
 type EmbeddedConfig struct {
 	Dir    string // state: accounts and streams
@@ -91,6 +95,7 @@ func serverOptions(cfg EmbeddedConfig) (*server.Options, error) {
 		JetStream:              true,
 		StoreDir:               filepath.Join(cfg.Dir, "js"),
 		SyncAlways:             true,
+		JetStreamMaxStore:      maxStore,
 		DisableJetStreamBanner: true,
 		TrustedOperators:       []*jwt.OperatorClaims{operator},
 		SystemAccount:          cfg.Trust.accounts[accountSYS].public,

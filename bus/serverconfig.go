@@ -73,6 +73,7 @@ func (t *Trust) ServerConfig(o ServerOptions) (string, error) {
 	b.line("jetstream {")
 	b.text("  store_dir", filepath.Join(o.Dir, "js"))
 	b.line("  sync_interval: always")
+	b.line("  max_file_store: %d", int64(maxStore))
 	b.line("}")
 	if o.Cluster != nil {
 		if err := b.cluster(*o.Cluster); err != nil {

@@ -2,6 +2,8 @@ package stack_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,7 +31,7 @@ func TestSecrets_AreNowhereButWhereTheyBelong(t *testing.T) {
 	wire := in.tap(t)
 	in.env = append(in.env, "BUILD_SECRET=canary-of-the-build-secret") // depotctl's alone
 	b := in.build(t, "--secret", "id=s,env=BUILD_SECRET", source(t, append(image,
-		`RUN --mount=type=secret,id=s ["/step", "same", "/run/secrets/s", "canary-of-the-build-secret"]`)...))
+		`RUN --mount=type=secret,id=s,required `+strings.TrimPrefix(runStep("sum", "/run/secrets/s", hash("canary-of-the-build-secret")), "RUN "))...))
 	require.Zero(t, b.exitCode(t), "%s", b.out)
 
 	user, err := config.File{Path: filepath.Join(in.dir, "config", "depot", "config.json")}.Load()
@@ -40,9 +42,9 @@ func TestSecrets_AreNowhereButWhereTheyBelong(t *testing.T) {
 		{"user token", literal(user.Token.Reveal()), regexp.MustCompile(`^(config/depot/config\.json|state/user-token)$`)},
 		{"agent token", literal(strings.TrimSpace(string(agent))), regexp.MustCompile(`^state/agent-token$`)},
 		{"any token", regexp.MustCompile(`depot_tok-[a-z2-7]{16}_[0-9a-f]{64}`), regexp.MustCompile(`^(config/depot/config\.json|state/(user|agent)-token)$`)},
-		{"launch nonce", regexp.MustCompile(`nonce\.mch-[a-z2-7]{16}\.\d+\.[\w-]{43}`), regexp.MustCompile(`^state/machines/.*user-?data`)},
-		{"private key", regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`), regexp.MustCompile(`^state/machines/[^/]+/[^/]*state/`)},
-		{"NATS seed", regexp.MustCompile(`\bS[OAUX][A-Z2-7]{56}\b`), regexp.MustCompile(`^state/(trust/|machines/[^/]+/[^/]*state/)`)},
+		{"launch nonce", regexp.MustCompile(`nonce\.mch-[a-z2-7]{16}\.\d+\.[\w-]{43}`), regexp.MustCompile(`^state/local/machines/[^/]+/user-data.json$`)},
+		{"private key", regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`), regexp.MustCompile(`^state/local/machines/[^/]+/state/`)},
+		{"NATS seed", regexp.MustCompile(`\bS[OAUX][A-Z2-7]{56}\b`), regexp.MustCompile(`^state/(trust/|local/machines/[^/]+/state/)`)},
 		{"build secret", literal("canary-of-the-build-secret"), nil},
 	}
 	for _, c := range canaries {
@@ -64,6 +66,8 @@ func TestSecrets_AreNowhereButWhereTheyBelong(t *testing.T) {
 		})
 	}
 }
+
+func hash(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 
 func literal(s string) *regexp.Regexp { return regexp.MustCompile(regexp.QuoteMeta(s)) }
 
@@ -90,7 +94,7 @@ func (in *installation) files(t testing.TB) map[string][]byte {
 		if err != nil {
 			return err
 		}
-		if e.IsDir() && strings.HasPrefix(relative, "state/volumes/") {
+		if e.IsDir() && strings.HasPrefix(relative, "state/local/volumes/") {
 			return fs.SkipDir
 		}
 		if !e.Type().IsRegular() {

@@ -2,7 +2,7 @@
 package main
 
 import (
-	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"os"
@@ -46,10 +46,10 @@ func run(verb string, args []string) error {
 			fmt.Println("step: no answer from", address+":", err)
 		}
 		return nil
-	case "same": // FILE TEXT
+	case "sum": // FILE SHA256
 		text, err := os.ReadFile(args[0])
-		if err == nil && !bytes.Equal(text, []byte(args[1])) {
-			err = fmt.Errorf("%s holds %q", args[0], text)
+		if sum := fmt.Sprintf("%x", sha256.Sum256(text)); err == nil && sum != args[1] {
+			err = fmt.Errorf("%s has the sum %s", args[0], sum)
 		}
 		return err
 	}
