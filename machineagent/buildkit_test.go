@@ -59,7 +59,7 @@ func TestAgent_BuildsWithBuildKitOverMutualTLS(t *testing.T) {
 	for _, l := range []*testLease{first, second} {
 		require.NoError(t, build(t.Context(), t, dialBuildKit(t, c.address(t), c.client(t, l)), string(l.Lease)))
 	}
-	require.Contains(t, c.lastDaemon().Version, "v0.")
+	require.Contains(t, c.daemon().Version, "v0.")
 
 	live := dialBuildKit(t, c.address(t), c.client(t, first))
 	_, err := live.Info(t.Context())
@@ -72,7 +72,7 @@ func TestAgent_BuildsWithBuildKitOverMutualTLS(t *testing.T) {
 	require.Positive(t, r.usage.cache.Load())
 
 	r.stop(t)
-	require.Equal(t, []bus.MachineGoodbye{{Clean: true, Reason: "machine-agent was stopped"}}, c.goodbyes)
+	require.Equal(t, []bus.MachineGoodbye{{Clean: true, Reason: "machine-agent was stopped"}}, c.heard())
 	requireNothingLeft(t, h)
 }
 
@@ -88,7 +88,7 @@ func TestAgent_BuildKitIsKilledAndComesBack(t *testing.T) {
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
 	c.wait(t, "the daemon failed", func() bool { return c.lastDaemon().State == bus.DaemonFailed })
-	require.ErrorContains(t, errors.New(c.lastDaemon().Reason), "buildkitd ended: signal: killed")
+	require.ErrorContains(t, errors.New(c.daemon().Reason), "buildkitd ended: signal: killed")
 	c.wait(t, "the daemon is ready again", func() bool { return c.lastDaemon().State == bus.DaemonReady })
 	require.NoError(t, build(t.Context(), t, dialBuildKit(t, c.address(t), c.client(t, l)), "after"))
 }
@@ -174,8 +174,8 @@ func TestCommand_RunsAsAProcess(t *testing.T) {
 	require.NoError(t, build(t.Context(), t, dialBuildKit(t, c.address(t), c.client(t, l)), "hello"))
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, cmd.Wait(), h.log)
-	require.Len(t, c.goodbyes, 1)
-	require.True(t, c.goodbyes[0].Clean)
+	require.Len(t, c.heard(), 1)
+	require.True(t, c.heard()[0].Clean)
 	requireNothingLeft(t, h)
 }
 

@@ -324,6 +324,27 @@ func (c *control) address(t *testing.T) string {
 	return last.Addresses[0]
 }
 
+// daemon is what the machine last said of its daemon.
+func (c *control) daemon() bus.DaemonStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastDaemon()
+}
+
+// heard returns the machine's last words.
+func (c *control) heard() []bus.MachineGoodbye {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.goodbyes)
+}
+
+// registered returns how often the machine has registered.
+func (c *control) registered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.registrations
+}
+
 func (c *control) lastDaemon() bus.DaemonStatus {
 	if len(c.asked) == 0 {
 		return bus.DaemonStatus{}

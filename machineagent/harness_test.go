@@ -189,7 +189,8 @@ func (r *running) wait(t *testing.T) {
 // startReady starts an agent and waits until its daemon is ready.
 func (h *host) startReady(t *testing.T, c *control, adjust ...func(*Config)) *running {
 	t.Helper()
-	begin := len(c.asked)
+	var begin int
+	c.change(func() { begin = len(c.asked) })
 	r := h.start(t, c, adjust...)
 	c.wait(t, "daemon ready", func() bool { return len(c.asked) > begin && c.lastDaemon().State == bus.DaemonReady })
 	select {

@@ -30,12 +30,14 @@ func TestProbe_ComesBeforeReadyAndItsLeaseIsNobodysElse(t *testing.T) {
 	liar.ServerName, liar.InsecureSkipVerify, liar.VerifyConnection = probe, true, nil
 	liar.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &liar.Certificates[0], nil }
 	require.Error(t, info(t.Context(), c.address(t), liar))
-	require.Equal(t, bus.DaemonStarting, c.lastDaemon().State, "ready before the probe was answered")
-	require.Zero(t, l.serving, "a lease serves before the daemon is ready")
+	require.Equal(t, bus.DaemonStarting, c.daemon().State, "ready before the probe was answered")
+	c.change(func() { require.Zero(t, l.serving, "a lease serves before the daemon is ready") })
 
 	close(answer)
 	c.waitServing(t, l, 1)
 	require.Equal(t, []front.Live{{ID: string(l.Lease)}}, r.front.Live(), "the probe's lease is gone")
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, q := range c.asked {
 		for _, ref := range q.Serving {
 			require.NotEqual(t, probe, string(ref.Lease))
