@@ -20,24 +20,25 @@ func (p inProcess) InProcessConn() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &eagerConn{Conn: conn, written: make(chan struct{})}
+	c := &eagerConn{Conn: conn}
 	c.change.L = &c.mu
-	go c.pump()
 	return c, nil
 }
 
 // eagerLimit bounds what waits to be read. Beyond it a write blocks as on any connection.
 const eagerLimit = 64 << 10
 
+// eagerConn has a goroutine only while something waits to be read: the client library forgets to close the connection
+// of an attempt that was refused.
 type eagerConn struct {
 	net.Conn
 
 	mu      sync.Mutex
 	change  sync.Cond
 	pending []byte
+	pumping bool
 	closed  bool
-	err     error         // of the pump
-	written chan struct{} // the pump has stopped
+	err     error // of a write to the pipe
 }
 
 // Write takes the data and returns.
@@ -54,41 +55,39 @@ func (c *eagerConn) Write(data []byte) (int, error) {
 		return 0, c.err
 	}
 	c.pending = append(c.pending, data...)
-	c.change.Broadcast()
+	if !c.pumping {
+		c.pumping = true
+		go c.pump()
+	}
 	return len(data), nil
 }
 
+// pump writes what is pending, until nothing is.
 func (c *eagerConn) pump() {
-	defer close(c.written)
-	for {
-		c.mu.Lock()
-		for len(c.pending) == 0 && !c.closed {
-			c.change.Wait()
-		}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.pending) > 0 && c.err == nil {
 		data := c.pending
 		c.pending = nil
-		c.change.Broadcast()
 		c.mu.Unlock()
-		if len(data) == 0 {
-			return // closed, and everything is written
-		}
-		if _, err := c.Conn.Write(data); err != nil {
-			c.mu.Lock()
-			c.err = err
-			c.change.Broadcast()
-			c.mu.Unlock()
-			return
-		}
+		_, err := c.Conn.Write(data)
+		c.mu.Lock()
+		c.err = err
+		c.change.Broadcast()
 	}
+	c.pumping = false
+	c.change.Broadcast()
 }
 
 // Close gives the server a moment to read what was written, and ends the connection.
 func (c *eagerConn) Close() error {
+	err := c.SetWriteDeadline(time.Now().Add(time.Second))
 	c.mu.Lock()
 	c.closed = true
 	c.change.Broadcast()
+	for c.pumping {
+		c.change.Wait()
+	}
 	c.mu.Unlock()
-	err := c.Conn.SetWriteDeadline(time.Now().Add(time.Second))
-	<-c.written
 	return errors.Join(err, c.Conn.Close())
 }
