@@ -146,10 +146,17 @@ func (p *Provider) Run(ctx context.Context) error {
 	return p.forwardBus(ctx)
 }
 
-// List implements cloudagent.Provider. In passing it removes what machines that ended by themselves left behind.
+// List implements cloudagent.Provider. When it returns, what machines that it shows as ended have left behind is removed.
 func (p *Provider) List(ctx context.Context, connection bus.ConnectionID) (cloudagent.Listing, error) {
 	p.reap()
-	p.sweep(ctx)
+	listing, err := p.list(connection)
+	if err == nil {
+		p.sweep(ctx)
+	}
+	return listing, err
+}
+
+func (p *Provider) list(connection bus.ConnectionID) (cloudagent.Listing, error) {
 	var listing cloudagent.Listing
 	machines, err := p.machineRecords()
 	if err != nil {
@@ -259,8 +266,8 @@ func (p *Provider) sweepMachine(ctx context.Context, id bus.MachineID) error {
 	if alive || err != nil {
 		return err
 	}
-	if rec.Connected {
-		if err := p.disconnect(ctx, &rec); err != nil {
+	if rec.Connected { // it has only just ended
+		if err := errors.Join(p.awaitEnd(ctx, id), p.disconnect(ctx, &rec)); err != nil {
 			return err
 		}
 	}
