@@ -156,7 +156,7 @@ func (b *build) run(cmd *cobra.Command, args []string, inner func(*cobra.Command
 
 	done := make(chan error, 1)
 	go func() { done <- inner(cmd, args) }() // outlives run only if buildx ignores its end for the grace; the process then exits
-	err := b.await(done, interrupted, cancel)
+	err := b.await(interrupted, done, cancel)
 
 	cancel(nil)
 	b.tasks.Wait()
@@ -168,7 +168,7 @@ func (b *build) run(cmd *cobra.Command, args []string, inner func(*cobra.Command
 }
 
 // await returns buildx's own error, or the reason why it had to end.
-func (b *build) await(done <-chan error, interrupted context.Context, cancel context.CancelCauseFunc) error {
+func (b *build) await(interrupted context.Context, done <-chan error, cancel context.CancelCauseFunc) error {
 	select {
 	case err := <-done:
 		return b.judge(err)

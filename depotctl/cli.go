@@ -190,7 +190,7 @@ func ask[Req, Resp bus.Message](a *app, doing string, s bus.Service[Req, Resp], 
 	if err != nil {
 		return none, err
 	}
-	defer conn.Close() //nolint:errcheck // the answer is here, nothing is in flight
+	defer conn.Close() // the answer is here, nothing is in flight
 	reply, err := call(a.ctx, s, conn, request)
 	return reply, explain(doing, t.server, err)
 }
@@ -219,7 +219,7 @@ func (c *versionCommand) Run(a *app) error {
 		fmt.Fprintf(a.stdout, "server   %s: %v\n", t.server, err)
 		return nil
 	}
-	defer conn.Close() //nolint:errcheck // nothing is in flight
+	defer conn.Close() // nothing is in flight
 	welcome := conn.Welcome()
 	fmt.Fprintf(a.stdout, "server   %s (protocol %d) at %s\n", welcome.Version, welcome.Protocol, t.server)
 	return nil

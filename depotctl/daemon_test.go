@@ -108,7 +108,7 @@ var shared struct {
 func sharedDaemon(t testing.TB) *daemon {
 	t.Helper()
 	shared.once.Do(func() {
-		dir, err := os.MkdirTemp("", "depotctl-daemon-")
+		dir, err := os.MkdirTemp("", "depotctl-daemon-") //nolint:usetesting // it outlives the test that needs it first
 		if err != nil {
 			shared.err = err
 			return
@@ -122,7 +122,7 @@ func sharedDaemon(t testing.TB) *daemon {
 // ownDaemon is for tests that hurt it.
 func ownDaemon(t testing.TB) *daemon {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "depotctl-daemon-") // not t.TempDir: the path of a unix socket is short
+	dir, err := os.MkdirTemp("", "depotctl-daemon-") //nolint:usetesting // the path of a unix socket is short
 	require.NoError(t, err)
 	d, err := startDaemon(dir)
 	requireDaemon(t, err)

@@ -1,6 +1,7 @@
 package depotctl
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -43,10 +44,8 @@ func timeoutError(n snapshot, arch bus.Arch, now time.Time) *Error {
 	if l, ok := n.lease(arch); ok && l.Machine != "" {
 		where += ", machine " + string(l.Machine)
 	}
-	for _, detail := range []string{last.detail, n.message} {
-		if detail != "" {
-			where += ": " + detail
-		}
+	if why := cmp.Or(n.message, last.detail); why != "" {
+		where += ": " + why
 	}
 	return failf(ExitTimeout, "no builder after %s (stage %s)", now.Sub(n.begun).Round(time.Second), where).
 		hint("look at the builders with `depotctl list machines`; waiting longer: --acquire-timeout")

@@ -44,7 +44,7 @@ func (c *loginCommand) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is in flight
+	defer conn.Close() // nothing is in flight
 	if err := file.Save(config.Config{Server: t.server, CAFile: t.caFile, Token: t.token}); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,7 +56,7 @@ func (a *api) depotctl(t testing.TB, args ...string) *program {
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	t.Cleanup(func() {
 		if p.cmd.Process != nil && p.cmd.ProcessState == nil {
-			_ = p.cmd.Process.Kill()
+			require.NoError(t, p.cmd.Process.Kill())
 			_ = p.cmd.Wait()
 		}
 		if t.Failed() {
@@ -90,8 +91,11 @@ func (p *program) start(t testing.TB) *program {
 // wait returns the exit code.
 func (p *program) wait(t testing.TB) ExitCode {
 	t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- p.cmd.Wait() }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = p.cmd.Wait() // the exit code says it
+	}()
 	select {
 	case <-done:
 		return ExitCode(p.cmd.ProcessState.ExitCode())
@@ -114,12 +118,12 @@ func (p *program) sees(t testing.TB, text string) {
 	require.Eventually(t, func() bool { return strings.Contains(p.stderr.String(), text) }, 30*time.Second, 20*time.Millisecond, "stderr never said %q", text)
 }
 
-// lastLines are what a user reads at the end.
+// lastLine is what a user reads at the end, before the hints.
 func (p *program) lastLine() string {
 	lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if !strings.HasPrefix(lines[i], "hint: ") {
-			return lines[i]
+	for _, line := range slices.Backward(lines) {
+		if !strings.HasPrefix(line, "hint: ") {
+			return line
 		}
 	}
 	return ""
@@ -147,7 +151,7 @@ func (b *lockedBuffer) String() string {
 func buildTool(t testing.TB) []byte {
 	t.Helper()
 	compiled.once.Do(func() {
-		dir, err := os.MkdirTemp("", "depotctl-tool-")
+		dir, err := os.MkdirTemp("", "depotctl-tool-") //nolint:usetesting // it outlives the test that needs it first
 		if err != nil {
 			compiled.err = err
 			return

@@ -62,7 +62,7 @@ func TestBuild_HelpIsThatOfBuildx(t *testing.T) {
 		c.SetOut(&out)
 		require.NoError(t, c.Help())
 		var lines []string
-		for _, line := range bytes.Split(out.Bytes(), []byte("\n")) {
+		for line := range bytes.SplitSeq(out.Bytes(), []byte("\n")) {
 			lines = append(lines, string(bytes.Join(bytes.Fields(line), []byte(" "))))
 		}
 		return lines

@@ -44,14 +44,11 @@ func loadsImage(flags *pflag.FlagSet) bool {
 		return true
 	}
 	outputs, err := flags.GetStringArray("output")
-	if err != nil {
-		return false
+	var exports []*buildflags.ExportEntry
+	if err == nil {
+		exports, err = buildflags.ParseExports(outputs)
 	}
-	exports, err := buildflags.ParseExports(outputs)
-	if err != nil {
-		return false // buildx says what is wrong with it
-	}
-	return slices.ContainsFunc(exports, func(e *buildflags.ExportEntry) bool {
+	return err == nil && slices.ContainsFunc(exports, func(e *buildflags.ExportEntry) bool { // of an error buildx says what is wrong
 		return e.Type == "docker" && e.Destination == "" && e.Attrs["context"] == ""
 	})
 }
@@ -65,8 +62,8 @@ func checkDockerfile(flags *pflag.FlagSet, contextPath string) error {
 		return failf(ExitFailed, "there is no build context at %q", contextPath).
 			hint("give the directory that holds the sources, a git or http URL, or - for standard input")
 	}
-	file, err := flags.GetString("file")
-	if err != nil || file == "-" || urlutil.IsHTTPURL(file) || customFrontend(flags) {
+	file := flags.Lookup("file").Value.String()
+	if file == "-" || urlutil.IsHTTPURL(file) || customFrontend(flags) {
 		return nil
 	}
 	candidates := []string{file}

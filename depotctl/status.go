@@ -207,5 +207,3 @@ func (n snapshot) lease(arch bus.Arch) (bus.LeaseView, bool) {
 	}
 	return bus.LeaseView{}, false
 }
-
-func (n snapshot) stage() bus.Stage { return n.spans[len(n.spans)-1].stage }

@@ -66,19 +66,15 @@ func printBuildError(w io.Writer, err error) {
 }
 
 func buildCode(err error) ExitCode {
-	switch grpcerrors.Code(err) {
-	case codes.Internal:
+	switch code := grpcerrors.Code(err); {
+	case code == codes.Internal:
 		return ExitInternal
-	case codes.ResourceExhausted:
+	case code == codes.ResourceExhausted:
 		return ExitExhausted
-	case codes.Canceled:
+	case code == codes.Canceled, errors.Is(err, context.Canceled):
 		return ExitCanceled
-	default:
-		if errors.Is(err, context.Canceled) {
-			return ExitCanceled
-		}
-		return ExitFailed
 	}
+	return ExitFailed
 }
 
 // failureReason says how a build failed without a word about what was built: messages of BuildKit quote the Dockerfile.

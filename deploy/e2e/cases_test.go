@@ -198,10 +198,10 @@ var cases = []struct {
 		require.Contains(t, b.stderr, `ERROR: failed to build: failed to solve: process "/step exit 3" did not complete successfully: exit code: 3`)
 	}},
 	{"syntax error", func(t *testing.T, f *fixture) {
-		b := newBuild(t, "Dockerfile", "FROM scratch\nCPOY hello /\n", "hello", "world")
+		b := newBuild(t, "Dockerfile", "FROM scratch\nFETCH hello /\n", "hello", "world")
 		require.Equal(t, 1, b.run(t, f.installation, "."))
-		require.Regexp(t, `(?m)^   2 \| >>> CPOY hello /$`, b.stderr)
-		require.Contains(t, b.stderr, "ERROR: failed to build: failed to solve: dockerfile parse error on line 2: unknown instruction: CPOY")
+		require.Regexp(t, `(?m)^   2 \| >>> FETCH hello /$`, b.stderr)
+		require.Contains(t, b.stderr, "ERROR: failed to build: failed to solve: dockerfile parse error on line 2: unknown instruction: FETCH")
 	}},
 }
 

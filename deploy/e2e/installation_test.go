@@ -56,7 +56,7 @@ func newInstallation(t testing.TB, args ...string) *installation {
 	for _, name := range []string{"depotd", "depotctl", "machineagent", "buildkitd"} {
 		program(t, name, "run the tests with `make test`, which builds it")
 	}
-	dir, err := os.MkdirTemp("", "depot-e2e-") // not t.TempDir: paths of unix sockets are short
+	dir, err := os.MkdirTemp("", "depot-e2e-") //nolint:usetesting // paths of unix sockets are short
 	require.NoError(t, err)
 	in := &installation{dir: dir, listen: freeAddress(t, "127.0.0.1"), args: args}
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
@@ -69,7 +69,7 @@ func newInstallation(t testing.TB, args ...string) *installation {
 func (in *installation) start(t testing.TB) {
 	t.Helper()
 	in.log = &buffer{}
-	in.depotd = exec.Command(program(t, "depotd", "run `make build`"), //nolint:noctx // outlives the context of the test: stop ends it
+	in.depotd = exec.Command(program(t, "depotd", "run `make build`"), // outlives the context of the test: stop ends it
 		append([]string{"--dir", filepath.Join(in.dir, "state"), "--listen", in.listen, "--stop-machines", "--log-level=info"}, in.args...)...)
 	in.depotd.Env = in.environment()
 	in.depotd.Stdout, in.depotd.Stderr = in.log, in.log
@@ -122,7 +122,7 @@ func newBuild(t testing.TB, files ...string) *build {
 		b.write(t, files[i], files[i+1])
 	}
 	b.write(t, "step", string(step(t)))
-	require.NoError(t, os.Chmod(b.path("step"), 0o755)) //nolint:gosec // it is executed
+	require.NoError(t, os.Chmod(b.path("step"), 0o755)) // it is executed
 	return b
 }
 
@@ -130,8 +130,8 @@ func (b *build) path(name string) string { return filepath.Join(b.dir, name) }
 
 func (b *build) write(t testing.TB, name, content string) {
 	t.Helper()
-	require.NoError(t, os.MkdirAll(filepath.Dir(b.path(name)), 0o755))     //nolint:gosec // a build context
-	require.NoError(t, os.WriteFile(b.path(name), []byte(content), 0o644)) //nolint:gosec // a build context
+	require.NoError(t, os.MkdirAll(filepath.Dir(b.path(name)), 0o755))     // a build context
+	require.NoError(t, os.WriteFile(b.path(name), []byte(content), 0o644)) // a build context
 }
 
 func (b *build) read(t testing.TB, name string) string {
@@ -178,7 +178,7 @@ var compileStep = sync.OnceValues(func() ([]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "step"), "./testdata/step") //nolint:noctx // outlives the test that needs it first
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "step"), "./testdata/step") // outlives the test that needs it first
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compile the step: %w: %s", err, out)

@@ -22,7 +22,8 @@ func hostAddress(t testing.TB) string {
 		t.Skip("an address on the loopback interface needs root: run the tests as root")
 	}
 	var b [2]byte
-	_, _ = rand.Read(b[:]) // never fails
+	_, err := rand.Read(b[:])
+	require.NoError(t, err)
 	address := fmt.Sprintf("198.18.%d.%d", b[0], 1+b[1]%250)
 	command(t, "", "ip", "address", "add", address+"/32", "dev", "lo")
 	t.Cleanup(func() { command(t, "", "ip", "address", "del", address+"/32", "dev", "lo") })
@@ -30,38 +31,39 @@ func hostAddress(t testing.TB) string {
 }
 
 // command runs a program of the host to its end.
-func command(t testing.TB, dir, name string, args ...string) string {
+func command(t testing.TB, dir, name string, args ...string) {
 	t.Helper()
-	cmd := exec.Command(name, args...) //nolint:noctx // short, and also used when the test's context has ended
+	cmd := exec.Command(name, args...) // short, and also used when the test's context has ended
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), out)
-	return string(out)
 }
 
 // serve runs a program of the host until the test ends, and waits until something listens at the address.
-func serve(t testing.TB, network, address string, env []string, name string, args ...string) {
+func serve(t testing.TB, network, address, name string, args ...string) {
 	t.Helper()
 	log := &buffer{}
-	cmd := exec.Command(name, args...) //nolint:noctx // the cleanup ends it
+	cmd := exec.Command(name, args...) // the cleanup ends it
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), env...)
 	require.NoError(t, cmd.Start())
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // it was asked to end
+	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
+		require.NoError(t, cmd.Process.Signal(os.Interrupt), log.String())
 		select {
 		case <-exited:
 		case <-time.After(20 * time.Second):
-			_ = cmd.Process.Kill()
+			require.NoError(t, cmd.Process.Kill())
 			<-exited
 		}
 	})
 	require.Eventually(t, func() bool {
-		conn, err := net.Dial(network, address) //nolint:noctx // a local address
+		conn, err := net.Dial(network, address) // a local address
 		if err == nil {
-			_ = conn.Close()
+			require.NoError(t, conn.Close())
 		}
 		return err == nil
 	}, patience, 50*time.Millisecond, "%s: %s", name, log)
@@ -79,7 +81,7 @@ storage:
   filesystem: {rootdirectory: %s}
 http: {addr: %s}
 `, filepath.Join(dir, "data"), address), 0o600))
-	serve(t, "tcp", address, nil, path, "serve", config)
+	serve(t, "tcp", address, path, "serve", config)
 }
 
 // startGit serves a repository with one commit, whose Dockerfile lies in the root and in sub/.
@@ -103,7 +105,7 @@ func startGit(t testing.TB, host string) string {
 	address := freeAddress(t, host)
 	_, port, err := net.SplitHostPort(address)
 	require.NoError(t, err)
-	serve(t, "tcp", address, nil, git, "daemon", "--export-all", "--reuseaddr", "--base-path="+base, "--listen="+host, "--port="+port)
+	serve(t, "tcp", address, git, "daemon", "--export-all", "--reuseaddr", "--base-path="+base, "--listen="+host, "--port="+port)
 	return "git://" + address + "/repo.git"
 }
 
@@ -111,11 +113,11 @@ func startGit(t testing.TB, host string) string {
 func startEngine(t testing.TB) string {
 	t.Helper()
 	path := program(t, "dockerd", "install Debian's docker.io, which `make test` does")
-	dir, err := os.MkdirTemp("", "depot-docker-") // not t.TempDir: paths of unix sockets are short
+	dir, err := os.MkdirTemp("", "depot-docker-") //nolint:usetesting // paths of unix sockets are short
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	socket := filepath.Join(dir, "d.sock")
-	serve(t, "unix", socket, nil, path, "--host", "unix://"+socket, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+	serve(t, "unix", socket, path, "--host", "unix://"+socket, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--storage-driver=vfs")
 	return "unix://" + socket
 }
@@ -124,11 +126,11 @@ func startEngine(t testing.TB) string {
 func startAgent(t testing.TB) string {
 	t.Helper()
 	agent := program(t, "ssh-agent", "install openssh-client, which `make test` does")
-	dir, err := os.MkdirTemp("", "depot-ssh-") // not t.TempDir: paths of unix sockets are short
+	dir, err := os.MkdirTemp("", "depot-ssh-") //nolint:usetesting // paths of unix sockets are short
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	socket, key := filepath.Join(dir, "s"), filepath.Join(dir, "key")
-	serve(t, "unix", socket, nil, agent, "-D", "-a", socket)
+	serve(t, "unix", socket, agent, "-D", "-a", socket)
 	command(t, dir, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
 	add := exec.CommandContext(t.Context(), "ssh-add", "-q", key)
 	add.Env = append(os.Environ(), "SSH_AUTH_SOCK="+socket)
