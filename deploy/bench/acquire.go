@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -88,14 +89,19 @@ func (b *bench) coldAcquisition(ctx context.Context) error {
 	return nil
 }
 
-// bareDaemon measures what BuildKit itself needs: from exec until buildctl's question is answered on its socket. The
-// question is asked by a process, as a probe would be; its own time is measured beside and taken off.
+// bareDaemon measures what BuildKit itself needs, with a bridge for RUN steps as machines have it: from exec until it
+// answers on its socket.
 func (b *bench) bareDaemon(ctx context.Context, i int) (time.Duration, error) {
 	root, err := b.folder(fmt.Sprintf("bare-%d", i))
 	if err != nil {
 		return 0, err
 	}
-	d, err := startDaemon(ctx, b, root, "unix://"+filepath.Join(root, "sock"))
+	config := filepath.Join(root, "buildkitd.toml")
+	text := fmt.Sprintf("[worker.oci]\nnetworkMode = \"bridge\"\nbridgeName = \"bench0\"\nbridgeSubnet = \"10.10.0.0/16\"\ncniBinaryPath = %q\n", b.bin)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return 0, err
+	}
+	d, err := startDaemon(ctx, b, root, "--config", config)
 	if err != nil {
 		return 0, err
 	}
@@ -108,15 +114,19 @@ type daemon struct {
 	took time.Duration // from exec until it answered
 }
 
-// startDaemon runs buildkitd with the first address being a unix socket, and waits until it serves there.
-func startDaemon(ctx context.Context, b *bench, root, address string, args ...string) (*daemon, error) {
+// startDaemon runs buildkitd in a network namespace of its own if it has a bridge, and waits until it serves on a unix
+// socket in root.
+func startDaemon(ctx context.Context, b *bench, root string, args ...string) (*daemon, error) {
 	log, err := os.Create(filepath.Join(root, "log"))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	args = append([]string{"--config", os.DevNull, "--root", root, "--addr", address, "--oci-worker-net=host", "--containerd-worker=false"}, args...)
-	cmd := b.tool(ctx, nil, "buildkitd", args...)
+	address := "unix://" + filepath.Join(root, "sock")
+	cmd := b.tool(ctx, []string{"PATH=" + b.bin + ":" + os.Getenv("PATH")}, "buildkitd", append([]string{"--root", root, "--addr", address, "--containerd-worker=false"}, args...)...)
+	if slices.Contains(args, "--config") {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	}
 	cmd.Stderr = log
 	started := time.Now()
 	if err := cmd.Start(); err != nil {

@@ -57,7 +57,7 @@ func (b *bench) startBoth(ctx context.Context) (*both, error) {
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
-	d, err := startDaemon(ctx, b, root, "unix://"+filepath.Join(root, "sock"), "--addr", "tcp://"+port,
+	d, err := startDaemon(ctx, b, root, "--oci-worker-net=host", "--addr", "tcp://"+port,
 		"--tlscacert", own.client.ca, "--tlscert", own.serverCert, "--tlskey", own.serverKey)
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())

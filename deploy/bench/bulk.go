@@ -100,17 +100,24 @@ func (b *bench) transfer(ctx context.Context, d *both, w way, source, phase stri
 
 var doneLine = regexp.MustCompile(`([0-9.]+)s done$`)
 
-// phaseTime finds the last line of a phase in plain progress: "#4 transferring context: 500.12MB 1.9s done".
-func phaseTime(out, phase string) (time.Duration, error) {
+// phaseTime finds the longest of a phase in plain progress, "#4 transferring context: 500.12MB 1.9s done": there is
+// also the transfer of .dockerignore.
+func phaseTime(out, phase string) (longest time.Duration, err error) {
 	for line := range strings.SplitSeq(out, "\n") {
-		if !strings.Contains(line, phase) {
+		m := doneLine.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil || !strings.Contains(line, phase) {
 			continue
 		}
-		if m := doneLine.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
-			return time.ParseDuration(m[1] + "s")
+		took, err := time.ParseDuration(m[1] + "s")
+		if err != nil {
+			return 0, err
 		}
+		longest = max(longest, took)
 	}
-	return 0, fmt.Errorf("no time of %q in:\n%s", phase, out)
+	if longest == 0 {
+		return 0, fmt.Errorf("no time of %q in:\n%s", phase, out)
+	}
+	return longest, nil
 }
 
 // randomFile writes mb times 10^6 bytes that no cache has seen and nothing can compress.
