@@ -90,7 +90,7 @@ func (q *queueTest) waiting(t *testing.T) int {
 
 func (q *queueTest) empties(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { return q.waiting(t) == 0 }, 10*time.Second, 10*time.Millisecond, "the queue does not empty")
+	require.Eventually(t, func() bool { return q.waiting(t) == 0 }, 30*time.Second, 10*time.Millisecond, "the queue does not empty")
 }
 
 func (q *queueTest) deadLetter(t *testing.T) DeadLetter {
@@ -101,14 +101,14 @@ func (q *queueTest) deadLetter(t *testing.T) DeadLetter {
 		letters, err = q.control.DeadLetters(t.Context(), 0, 10)
 		require.NoError(t, err)
 		return len(letters) > 0
-	}, 10*time.Second, 10*time.Millisecond, "no dead letter")
+	}, 30*time.Second, 10*time.Millisecond, "no dead letter")
 	require.Len(t, letters, 1)
 	return letters[0]
 }
 
 func TestWork_CarriesOutWhatACrashedProcessHadTaken(t *testing.T) {
 	t.Parallel()
-	q := newQueueTest(t, 200*time.Millisecond, 10)
+	q := newQueueTest(t, time.Second, 10)
 	id := q.publish(t)
 	q.take(t)
 	got := make(chan Delivery[BuildRef], 2)
@@ -126,14 +126,14 @@ func TestWork_CarriesOutWhatACrashedProcessHadTaken(t *testing.T) {
 
 func TestWork_KeepsTheMessageOfAHandlerThatTakesLongerThanTheLease(t *testing.T) {
 	t.Parallel()
-	q := newQueueTest(t, 300*time.Millisecond, 10)
+	q := newQueueTest(t, 2*time.Second, 10)
 	q.slots = 1 // the second message waits for the first: its lease is extended too
 	q.publish(t)
 	q.publish(t)
 	attempts := make(chan int, 8)
 	q.work(t, func(ctx context.Context, d Delivery[BuildRef]) error {
 		attempts <- d.Attempt
-		return sleep(ctx, time.Second)
+		return sleep(ctx, 3*time.Second)
 	})
 	q.empties(t)
 	require.Equal(t, 1, <-attempts)
@@ -143,7 +143,8 @@ func TestWork_KeepsTheMessageOfAHandlerThatTakesLongerThanTheLease(t *testing.T)
 
 func TestWork_StopsTheHandlerBeforeItsLeaseIsLost(t *testing.T) {
 	t.Parallel()
-	q := newQueueTest(t, 600*time.Millisecond, 10)
+	const lease = 3 * time.Second
+	q := newQueueTest(t, lease, 10)
 	q.publish(t)
 	began := make(chan struct{})
 	ended := make(chan error, 1)
@@ -157,7 +158,7 @@ func TestWork_StopsTheHandlerBeforeItsLeaseIsLost(t *testing.T) {
 	lost := time.Now()
 	require.NoError(t, q.server.Close())
 	require.ErrorIs(t, <-ended, errLeaseLost)
-	require.Less(t, time.Since(lost), 900*time.Millisecond)
+	require.Less(t, time.Since(lost), lease)
 }
 
 func TestWork_PoisonDoesNotHoldUpTheQueue(t *testing.T) {
@@ -233,7 +234,7 @@ func TestWork_PanicIsTheEndOfOneMessageOnly(t *testing.T) {
 
 func TestWork_PostponedMessageComesAgainAndLosesNoAttempt(t *testing.T) {
 	t.Parallel()
-	q := newQueueTest(t, 300*time.Millisecond, 2)
+	q := newQueueTest(t, 2*time.Second, 2)
 	q.slots = 1
 	first := q.publish(t)
 	attempts, others := make(chan int, 16), make(chan struct{}, 16)
@@ -245,7 +246,7 @@ func TestWork_PostponedMessageComesAgainAndLosesNoAttempt(t *testing.T) {
 		}
 		attempts <- d.Attempt
 		if calls++; calls < 5 { // more than MaxDeliver, and each wait is longer than a third of AckWait
-			return Postpone(150 * time.Millisecond)
+			return Postpone(800 * time.Millisecond)
 		}
 		return nil
 	})
@@ -284,7 +285,7 @@ func TestWork_GivesUpAfterTheLastAttemptAndMovesOn(t *testing.T) {
 // A message that kills its process never gets to say so: the server's own count ends it, at the next pull.
 func TestWork_BuriesWhatKillsEveryProcessThatTakesIt(t *testing.T) {
 	t.Parallel()
-	q := newQueueTest(t, 150*time.Millisecond, 2)
+	q := newQueueTest(t, 500*time.Millisecond, 2)
 	bad := q.publish(t)
 	q.take(t)
 	q.take(t)

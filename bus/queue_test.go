@@ -79,7 +79,7 @@ func TestActions_ErrorIsDeliveredAgainAndRejectBecomesADeadLetter(t *testing.T) 
 		letters, err := s.Control.DeadLetters(t.Context(), 0, 10)
 		require.NoError(t, err)
 		return len(letters) == 1 && letters[0].Reason == "never" && letters[0].Cause == bus.DeadRejected && letters[0].Attempts == 2
-	}, 10*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 }
 
 func TestActions_OnEveryForm(t *testing.T) { onEveryForm(t, actionsLeaveTheQueueAsTheirHandlersSay) }
@@ -110,7 +110,7 @@ func actionsLeaveTheQueueAsTheirHandlersSay(t *testing.T, s *bustest.Server) {
 	for range 2 * each {
 		<-done
 	}
-	require.Eventually(t, func() bool { return bus.Stored(t, s.Control, "ACTIONS") == 0 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return bus.Stored(t, s.Control, "ACTIONS") == 0 }, 30*time.Second, 20*time.Millisecond)
 	letters, err := s.Control.DeadLetters(t.Context(), 0, 100)
 	require.NoError(t, err)
 	require.Len(t, letters, each)

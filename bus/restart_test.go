@@ -159,7 +159,7 @@ func TestActions_KeepTheirLeaseAcrossAccounts(t *testing.T) {
 	t.Parallel()
 	r := newRestartTest(t)
 	cfg := consumerConfig(r.account, 64)
-	cfg.FilterSubject, cfg.AckWait = streamSubject(*Actions.row, r.account, nil), 300*time.Millisecond
+	cfg.FilterSubject, cfg.AckWait = streamSubject(*Actions.row, r.account, nil), 2*time.Second
 	_, err := r.control.js.UpdateConsumer(t.Context(), Actions.row.Stream, cfg)
 	require.NoError(t, err)
 	agent, err := Connect(t.Context(), Config{URL: r.server.URL(), Token: r.token})
@@ -176,14 +176,14 @@ func TestActions_KeepTheirLeaseAcrossAccounts(t *testing.T) {
 			attempts <- d.Attempt
 			if !postponed {
 				postponed = true
-				return Postpone(time.Second)
+				return Postpone(3 * time.Second)
 			}
-			return sleep(ctx, time.Second)
+			return sleep(ctx, 3*time.Second)
 		})
 	}()
 	require.Equal(t, 1, <-attempts)
 	require.Equal(t, 1, <-attempts)
-	require.Eventually(t, func() bool { return Stored(t, r.control, "ACTIONS") == 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return Stored(t, r.control, "ACTIONS") == 0 }, 30*time.Second, 10*time.Millisecond)
 	cancel()
 	require.NoError(t, <-ended)
 	require.Empty(t, attempts)
