@@ -1,11 +1,13 @@
 package stack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +17,9 @@ import (
 // minFree is what the state directory's file system must have left for depotd to start: less is a full disk in waiting,
 // and a bus that cannot write stops acknowledging.
 const minFree = 64 << 20
+
+// leastFree is what must be left for it to go on.
+const leastFree = 16 << 20
 
 // directory is a state directory that this process holds alone.
 type directory struct {
@@ -35,7 +40,7 @@ func openDirectory(path string) (*directory, error) {
 	if err := d.acquire(); err != nil {
 		return nil, err
 	}
-	if err := d.checkSpace(); err != nil {
+	if err := d.checkSpace(minFree); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
@@ -63,15 +68,31 @@ func (d *directory) acquire() error {
 	return nil
 }
 
-func (d *directory) checkSpace() error {
+func (d *directory) checkSpace(least int64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(d.path, &fs); err != nil {
 		return cannotUse(d.path, err)
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; free < minFree { //nolint:gosec // no file system has 2^63 blocks
+	if free := int64(fs.Bavail) * fs.Bsize; free < least { //nolint:gosec // no file system has 2^63 blocks
 		return diskFull(d.path, free)
 	}
 	return nil
+}
+
+// watchSpace returns an error when the disk is nearly full: a bus that has met a full disk takes nothing more until it is
+// started again, and it is better to end with that line than to be there and not to answer.
+func (d *directory) watchSpace(ctx context.Context) error {
+	for tick := time.NewTicker(time.Second); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return nil
+		case <-tick.C:
+			if err := d.checkSpace(leastFree); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (d *directory) file(name string) string { return filepath.Join(d.path, name) }

@@ -66,10 +66,10 @@ type Stack struct {
 func New(cfg Config) (*Stack, error) {
 	var errs []error
 	if cfg.Dir == "" {
-		errs = append(errs, errors.New("Dir is required"))
+		errs = append(errs, errors.New("a state directory is required"))
 	}
 	if _, _, err := net.SplitHostPort(cfg.Listen); err != nil {
-		errs = append(errs, fmt.Errorf("Listen: %w", err))
+		errs = append(errs, fmt.Errorf("listen address: %w", err))
 	}
 	if cfg.MaxMachines < 0 {
 		errs = append(errs, errors.New("MaxMachines is negative"))
@@ -161,6 +161,7 @@ func (s *Stack) runParts(ctx context.Context, p parts) error {
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	acting, stopActing := context.WithCancel(context.WithoutCancel(ctx))
 	acted := make(chan struct{})
+	g.Go(func() error { return p.dir.watchSpace(ctx) })
 	g.Go(func() error { return api.Run(serving) })
 	g.Go(func() error {
 		defer close(acted)
