@@ -101,42 +101,37 @@ func (a *Agent) Run(ctx context.Context) error {
 // session works over one connection. It returns nil when ctx has ended or when another connection may work.
 func (a *Agent) session(ctx context.Context) error {
 	conn, err := bus.Connect(ctx, a.cfg.Bus)
-	switch {
-	case ctx.Err() != nil:
-		if err == nil {
-			return conn.Close()
-		}
-		return nil
-	case errors.Is(err, bus.ErrUnreachable), errors.Is(err, bus.ErrNoAPIServer), errors.Is(err, context.DeadlineExceeded):
-		a.log.WarnContext(ctx, "bus is away", slog.Any("err", err))
-		wait(ctx, reconnectPause)
-		return nil
-	case err != nil:
+	if err == nil {
+		err = errors.Join(a.work(ctx, conn), conn.Close())
+	}
+	if err == nil || ctx.Err() != nil {
+		return nil //nolint:nilerr // it was asked to end
+	}
+	if !passing(err) {
 		return err
 	}
-	err = a.work(ctx, conn)
-	err = errors.Join(err, conn.Close())
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case refused(err):
-		return err
-	case err != nil:
-		a.log.WarnContext(ctx, "connection ended", slog.Any("err", err))
-		wait(ctx, reconnectPause)
-	}
+	a.log.WarnContext(ctx, "bus is away", slog.Any("err", err))
+	wait(ctx, reconnectPause)
 	return nil
 }
 
-// refused reports whether no further attempt can help.
-func refused(err error) bool {
+// passing reports whether a connection that could not be made, or that ended, may be had later.
+func passing(err error) bool {
 	for _, reason := range []error{bus.ErrBadToken, bus.ErrExpiredToken, bus.ErrRevokedToken, bus.ErrProtocol, bus.ErrForbidden} {
+		if errors.Is(err, reason) {
+			return false
+		}
+	}
+	for _, reason := range []error{bus.ErrUnreachable, bus.ErrNoAPIServer, bus.CodeUnavailable, context.DeadlineExceeded, errEnded} {
 		if errors.Is(err, reason) {
 			return true
 		}
 	}
-	return false
+	return false // a root certificate that cannot be read, for one
 }
+
+// errEnded marks what was a connection once: there, nothing was wrong with the configuration.
+var errEnded = errors.New("connection to the bus ended")
 
 // work returns when ctx or the connection ends.
 func (a *Agent) work(ctx context.Context, conn *bus.Conn) error {
@@ -144,7 +139,7 @@ func (a *Agent) work(ctx context.Context, conn *bus.Conn) error {
 	s.log = a.log.With(slog.String("connection", string(s.connection)))
 	group, ctx := errgroup.WithContext(ctx)
 	if err := bus.AgentHint.Subscribe(ctx, conn, func(bus.Empty) { a.wantInventory() }); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errEnded, err)
 	}
 	s.reportInventory(ctx) // before any action: it also says which attempts are over
 	group.Go(func() error { return s.inventories(ctx) })
@@ -154,10 +149,13 @@ func (a *Agent) work(ctx context.Context, conn *bus.Conn) error {
 		case <-ctx.Done():
 			return nil
 		case <-conn.Done():
-			return fmt.Errorf("connection to the bus: %w", conn.Err())
+			return conn.Err()
 		}
 	})
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("%w: %w", errEnded, err)
+	}
+	return nil
 }
 
 // session is an Agent with a connection.

@@ -83,7 +83,7 @@ func (w *world) start(t *testing.T, cfg cloudagent.Config) (stop func()) {
 	t.Helper()
 	agent, err := cloudagent.New(cfg)
 	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- agent.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
@@ -137,12 +137,9 @@ func (w *world) result(t *testing.T, a bus.Action) bus.ActionResult {
 }
 
 // listed waits for an inventory that fulfils the condition.
-func (w *world) listed(t *testing.T, condition func(bus.Inventory) bool) bus.Inventory {
+func (w *world) listed(t *testing.T, condition func(bus.Inventory) bool) {
 	t.Helper()
-	for {
-		if inventory := receive(t, w.inventories); condition(inventory) {
-			return inventory
-		}
+	for !condition(receive(t, w.inventories)) {
 	}
 }
 

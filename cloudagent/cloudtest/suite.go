@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -119,9 +118,7 @@ func (c *cloud) state(t *testing.T, id bus.MachineID) bus.CloudState {
 
 func (c *cloud) await(t *testing.T, id bus.MachineID, want bus.CloudState) {
 	t.Helper()
-	require.EventuallyWithT(t, func(collect *assert.CollectT) {
-		require.Equal(collect, want, c.state(t, id))
-	}, settleLimit, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return c.state(t, id) == want }, settleLimit, 10*time.Millisecond, "it shall become %s", want)
 }
 
 // user returns the machine that a volume is attached to.

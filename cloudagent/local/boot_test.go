@@ -166,7 +166,7 @@ func TestProvider_LeavesNothingOfALaunchThatFails(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	broken := filepath.Join(t.TempDir(), "machineagent")
-	require.NoError(t, os.WriteFile(broken, []byte("not a program"), 0o700)) //nolint:gosec // it shall look like one
+	require.NoError(t, os.WriteFile(broken, []byte("not a program"), 0o700))
 	cfg.Tools.Machineagent = broken
 	p := newProvider(t, cfg)
 	spec := newSpec()
@@ -186,13 +186,14 @@ func TestProvider_SaysWhyAMachineEnded(t *testing.T) {
 	spec := newSpec()
 	create(t, p, spec)
 	ask(t, p, spec.MachineRef, "/shell", "script", "true")                           // it is up
-	http.Get("http://" + machine(t, p, spec.MachineRef).Addresses[0] + ":8443/exit") //nolint:errcheck,bodyclose,noctx,gosec // it ends in mid-answer
-	require.EventuallyWithT(t, func(c *assertT) {
-		status := machine(t, p, spec.MachineRef)
-		require.Equal(c, bus.CloudStopped, status.State)
-		require.Equal(c, "machineagent exited with status 7", status.Reason)
-		require.Empty(c, status.Addresses)
+	http.Get("http://" + machine(t, p, spec.MachineRef).Addresses[0] + ":8443/exit") //nolint:errcheck,bodyclose // it ends in mid-answer
+	var status bus.MachineStatus
+	require.Eventually(t, func() bool {
+		status = machine(t, p, spec.MachineRef)
+		return status.State == bus.CloudStopped
 	}, eventually, tick)
+	require.Equal(t, "machineagent exited with status 7", status.Reason)
+	require.Empty(t, status.Addresses)
 	requireNothingLeft(t, spec.Machine)
 	require.NoError(t, p.StartMachine(t.Context(), spec.MachineRef))
 	require.Empty(t, machine(t, p, spec.MachineRef).Reason)

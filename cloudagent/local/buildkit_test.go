@@ -65,7 +65,7 @@ func (h *daemonHost) build(t *testing.T, steps ...string) (string, error) {
 	dir := t.TempDir()
 	program, err := os.ReadFile(h.step)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "step"), program, 0o755)) //nolint:gosec // it shall be executable
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "step"), program, 0o755))
 	dockerfile := "FROM scratch\nCOPY step /step\n"
 	for _, step := range steps {
 		words, err := json.Marshal(append([]string{"/step"}, strings.Fields(step)...))

@@ -92,7 +92,7 @@ func (h hierarchy) join(name string) error {
 
 func (h hierarchy) make(name string) error {
 	for _, dir := range []string{filepath.Dir(h.machine(name)), h.machine(name)} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as on any host
 			return err
 		}
 		if h.unified {

@@ -40,7 +40,7 @@ func TestFindTools_NamesAllThatIsMissingAtOnce(t *testing.T) {
 	t.Setenv("PATH", path)
 	program := func(dir, name string) string {
 		file := filepath.Join(dir, name)
-		require.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\n"), 0o700)) //nolint:gosec // it shall be executable
+		require.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\n"), 0o700))
 		return file
 	}
 	err := Tools{}.Check(false)

@@ -27,8 +27,8 @@ func TestMachine_KillOfItsFirstProcessLeavesNothing(t *testing.T) {
 	ask(t, p, spec.MachineRef, "/deaf")
 	require.NotEmpty(t, processesOf(t, spec.Machine))
 	require.NoError(t, syscall.Kill(pidOf(p, spec.Machine), syscall.SIGKILL))
-	require.EventuallyWithT(t, func(c *assertT) {
-		require.Equal(c, bus.CloudStopped, machine(t, p, spec.MachineRef).State) // List cleans up
+	require.Eventually(t, func() bool {
+		return machine(t, p, spec.MachineRef).State == bus.CloudStopped // List cleans up
 	}, eventually, tick)
 	requireNothingLeft(t, spec.Machine)
 }
@@ -134,7 +134,7 @@ func TestProvider_CompletesALaunchThatAnyCrashCutShort(t *testing.T) {
 		require.NoError(t, cmd.Start())
 		_, err = out.Read(make([]byte, 1)) // it begins
 		require.NoError(t, err)
-		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond) //nolint:forbidigo,gosec // the moment of the crash is what varies
+		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond) //nolint:forbidigo // the moment of the crash is what varies
 		require.NoError(t, cmd.Process.Kill())
 		_ = cmd.Wait()
 
@@ -167,7 +167,7 @@ type launchRequest struct {
 	Volume  bus.VolumeID
 }
 
-func launchOnce(text string) int {
+func launchOnce(text string) {
 	var request launchRequest
 	err := json.Unmarshal([]byte(text), &request)
 	if err == nil {
@@ -179,13 +179,13 @@ func launchOnce(text string) int {
 		var p *Provider
 		p, err = New(Config{Dir: request.Dir, Tools: Tools{Machineagent: self, Buildkitd: self, Runc: self}, AllowHostNetwork: true})
 		if err == nil {
-			fmt.Print(".")
+			fmt.Fprint(os.Stdout, ".")
 			err = p.CreateMachine(context.Background(), spec, announced)
 		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return
 	}
 	select {} // until it is killed
 }
@@ -214,7 +214,7 @@ func TestList_RemovesWhatOthersLeft(t *testing.T) {
 	hierarchies, err := readHierarchies()
 	require.NoError(t, err)
 	for _, h := range hierarchies {
-		require.NoError(t, os.MkdirAll(h.machine(string(dead))+"/buildkit/step", 0o755)) //nolint:gosec // a cgroup
+		require.NoError(t, os.MkdirAll(h.machine(string(dead))+"/buildkit/step", 0o755))
 	}
 	require.NoError(t, addRules(t.Context(), hostLink(dead), p.cfg.Subnet))
 	require.NotEmpty(t, leftovers(t, dead))

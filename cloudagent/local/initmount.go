@@ -32,7 +32,7 @@ func prepareMounts(spec bootSpec) error {
 	}
 	resolvConf, hasResolver := filepath.EvalSymlinks("/etc/resolv.conf") // as the host sees it
 	for _, dir := range privateDirs {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as on any host
 			return err
 		}
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
@@ -88,7 +88,7 @@ func prepareCgroups(machine string) error {
 func (h hierarchy) enter(machine string) error {
 	if h.unified {
 		leaf := filepath.Join(h.machine(machine), leafCgroup)
-		if err := os.MkdirAll(leaf, 0o755); err != nil {
+		if err := os.MkdirAll(leaf, 0o755); err != nil { //nolint:gosec // as on any host
 			return err
 		}
 		if err := writeFile(filepath.Join(leaf, "cgroup.procs"), "0"); err != nil {
@@ -113,7 +113,7 @@ func (h hierarchy) enter(machine string) error {
 // still empty /run.
 func mountResolver(file, target string) error {
 	if within("/run", target) {
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil { //nolint:gosec // as on any host
 			return err
 		}
 		if err := os.WriteFile(target, nil, 0o644); err != nil { //nolint:gosec // everybody may know the nameservers

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -58,7 +59,7 @@ func (p *Provider) launch(ctx context.Context, rec *machineRecord, data bus.User
 	if err := p.awaitEnd(ctx, rec.Machine); err != nil {
 		return err
 	}
-	if err := p.prepareFiles(rec.Machine, &data); err != nil {
+	if err := p.prepareFiles(ctx, rec.Machine, &data); err != nil {
 		return err
 	}
 	alive, err := tryLock(p.machineFile(rec.Machine, aliveFile))
@@ -124,7 +125,7 @@ func (p *Provider) boot(ctx context.Context, rec *machineRecord, pid int, contro
 }
 
 // prepareFiles makes what the machine needs before it boots, and decides on its nameservers.
-func (p *Provider) prepareFiles(id bus.MachineID, data *bus.UserData) error {
+func (p *Provider) prepareFiles(ctx context.Context, id bus.MachineID, data *bus.UserData) error {
 	for _, dir := range []string{stateDir, tmpDir, cacheDir} {
 		if err := os.MkdirAll(p.machineFile(id, dir), 0o700); err != nil {
 			return err
@@ -135,7 +136,7 @@ func (p *Provider) prepareFiles(id bus.MachineID, data *bus.UserData) error {
 		resolver.Nameservers = p.cfg.Nameservers
 	}
 	if len(resolver.Nameservers) == 0 {
-		p.cfg.Log.Warn("this host has no nameserver that a machine can reach: give one with --nameserver", "machine", id) //nolint:sloglint // no context is at hand
+		p.cfg.Log.WarnContext(ctx, "this host has no nameserver that a machine can reach: give one with --nameserver", slog.String("machine", string(id)))
 	}
 	data.Nameservers = resolver.Nameservers
 	if err := os.WriteFile(p.machineFile(id, resolvFile), []byte(resolver.render()), 0o644); err != nil { //nolint:gosec // everybody may know the nameservers

@@ -11,11 +11,14 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 {
 		switch os.Args[1] {
 		case "--user-data":
-			os.Exit(standIn(os.Args[2])) // the program of a machine
+			standIn(os.Args[2]) // the program of a machine
+			os.Exit(1)
 		case roleOutside:
-			os.Exit(outside(os.Args[2])) // a host elsewhere on the network
+			outside(os.Args[2]) // a host elsewhere on the network
+			os.Exit(1)
 		case roleLaunch:
-			os.Exit(launchOnce(os.Args[2])) // a provider that the test kills
+			launchOnce(os.Args[2]) // a provider that the test kills
+			os.Exit(1)
 		}
 	}
 	os.Exit(m.Run())

@@ -89,7 +89,7 @@ func TestMachine_ReachesTheNetworkAsItsHostDoesAndNobodyReachesIt(t *testing.T) 
 	shell(t, p, other.MachineRef, "true") // it is up
 	_, reached = dial(t, p, spec.MachineRef, listen)
 	require.False(t, reached, "machines do not reach each other")
-	response, err := http.Get("http://" + away.address + ":81/?address=" + listen) //nolint:noctx,gosec // a test server
+	response, err := http.Get("http://" + away.address + ":81/?address=" + listen)
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusBadGateway, response.StatusCode, "nobody but the host reaches a machine")
@@ -146,29 +146,29 @@ func goOutside(t *testing.T) elsewhere {
 	return away
 }
 
-// outside answers on port 80 with the address that it sees, and dials for whoever asks on port 81.
-func outside(host string) int {
+// outside answers on port 80 with the address that it sees, and dials for whoever asks on port 81. It returns when it cannot.
+func outside(host string) {
 	_, _ = os.Stdin.Read(make([]byte, 1)) // there is a link
 	gateway := netip.MustParseAddr(host)
 	err := configureLink(linkSpec{Address: netip.PrefixFrom(gateway.Next(), subnetBits), Gateway: gateway})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return
 	}
-	listener, err := net.Listen("tcp", ":80") //nolint:noctx // until it is killed
+	listener, err := net.Listen("tcp", ":80")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return
 	}
 	go answer(listener)
-	asked, err := net.Listen("tcp", ":81") //nolint:noctx // until it is killed
+	asked, err := net.Listen("tcp", ":81")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return
 	}
-	fmt.Print("\n")
-	err = http.Serve(asked, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // a test server
-		conn, err := net.DialTimeout("tcp", r.FormValue("address"), time.Second) //nolint:noctx // a test server
+	fmt.Fprintln(os.Stdout)
+	err = http.Serve(asked, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := net.DialTimeout("tcp", r.FormValue("address"), time.Second)
 		if err != nil {
 			w.WriteHeader(http.StatusBadGateway)
 			return
@@ -176,7 +176,6 @@ func outside(host string) int {
 		_ = conn.Close()
 	}))
 	fmt.Fprintln(os.Stderr, err)
-	return 1
 }
 
 func TestMachine_FindsNamesAsItsHostDoes(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/depotctl/depot/bus"
@@ -19,9 +18,6 @@ import (
 )
 
 const hostArch = bus.Arch(runtime.GOARCH)
-
-// assertT is what EventuallyWithT collects failures with.
-type assertT = assert.CollectT
 
 // testConfig is of a provider whose machines run the stand-in.
 func testConfig(t *testing.T) Config {
@@ -104,14 +100,16 @@ func ask(t *testing.T, p *Provider, ref cloudagent.MachineRef, path string, quer
 	require.Len(t, status.Addresses, 1)
 	var code int
 	var body []byte
-	require.EventuallyWithT(t, func(c *assertT) {
+	require.Eventually(t, func() bool {
 		response, err := http.Get("http://" + status.Addresses[0] + ":8443" + path + "?" + values.Encode())
-		require.NoError(c, err)
+		if err != nil {
+			return false
+		}
 		defer response.Body.Close()
-		body, err = io.ReadAll(response.Body)
-		require.NoError(c, err)
 		code = response.StatusCode
-	}, 10*time.Second, 10*time.Millisecond)
+		body, err = io.ReadAll(response.Body)
+		return err == nil
+	}, eventually, tick)
 	return code, string(body)
 }
 

@@ -37,10 +37,9 @@ func runProvider(t *testing.T, cfg Config, port string) (*Provider, func()) {
 // reachesBus waits until a machine gets an answer through its socket.
 func reachesBus(t *testing.T, p *Provider, ref cloudagent.MachineRef) {
 	t.Helper()
-	require.EventuallyWithT(t, func(c *assertT) {
+	require.Eventually(t, func() bool {
 		code, body := ask(t, p, ref, "/dial", "network", "unix", "address", "/run/depot/bus/bus.sock", "say", "x")
-		require.Equal(c, http.StatusOK, code, body)
-		require.True(c, strings.HasPrefix(body, "127.0.0.1:"), body)
+		return code == http.StatusOK && strings.HasPrefix(body, "127.0.0.1:")
 	}, eventually, tick)
 }
 
@@ -92,10 +91,10 @@ func TestForward_EndsWithEitherSideAndWithTheProvider(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
 	connect := func() (machine, bus net.Conn) {
-		require.EventuallyWithT(t, func(c *assertT) {
+		require.Eventually(t, func() bool {
 			var err error
 			machine, err = (&net.Dialer{}).DialContext(t.Context(), "unix", filepath.Join(cfg.Dir, busDir, busSocket))
-			require.NoError(c, err)
+			return err == nil
 		}, eventually, tick)
 		bus = <-accepted
 		_, err := machine.Write([]byte("x"))

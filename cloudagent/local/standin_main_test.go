@@ -16,17 +16,17 @@ import (
 )
 
 // standIn is what machines run in these tests instead of machineagent: it serves, where a machine would serve builds,
-// requests that show what can be seen and done inside.
-func standIn(userData string) int {
+// requests that show what can be seen and done inside. It returns when it cannot.
+func standIn(userData string) {
 	var data bus.UserData
 	if ok, err := readRecord(userData, &data); err != nil || !ok {
 		fmt.Fprintln(os.Stderr, "read user data:", ok, err)
-		return 1
+		return
 	}
 	listener, err := net.Listen("tcp", data.Listen)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
@@ -86,7 +86,6 @@ func standIn(userData string) int {
 	fmt.Println("serving", data.Listen)
 	err = http.Serve(listener, mux)
 	fmt.Fprintln(os.Stderr, err)
-	return 1
 }
 
 // daemons holds buildkitd, once it was started.
