@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
 	"net"
 	"net/url"
 	"testing"
@@ -197,7 +196,7 @@ func TestLeaseOf_ReadsOnlyWhatAnAuthorityWrote(t *testing.T) {
 		leaf, err := x509.ParseCertificate(f.leaf(t, roleClient, spoil))
 		require.NoError(t, err, name)
 		if lease, err := LeaseOf(leaf); err == nil {
-			require.NoError(t, lease.Validate(), fmt.Sprintf("%s: %+v", name, lease))
+			require.NoError(t, lease.Validate(), "%s: %+v", name, lease)
 		}
 	}
 }

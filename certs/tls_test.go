@@ -132,7 +132,7 @@ func TestTLS_CertificatesEnd(t *testing.T) {
 func TestClientConfig_NamesEverythingThatIsMissing(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, testLease(1), time.Now().Add(time.Hour))
-	for missing, make := range map[string]func() (*tls.Config, error){
+	for missing, configure := range map[string]func() (*tls.Config, error){
 		"server name": func() (*tls.Config, error) { return ClientConfig("", p.ca, p.clientPEM, p.clientKey) },
 		"CA":          func() (*tls.Config, error) { return ClientConfig("lse-1", "", p.clientPEM, p.clientKey) },
 		"certificate": func() (*tls.Config, error) { return ClientConfig("lse-1", p.ca, "", p.clientKey) },
@@ -141,7 +141,7 @@ func TestClientConfig_NamesEverythingThatIsMissing(t *testing.T) {
 			return ServerConfig("lse-1", p.ca, p.serverLeaf, p.serverKey, "")
 		},
 	} {
-		cfg, err := make()
+		cfg, err := configure()
 		require.Nil(t, cfg)
 		var incomplete *IncompleteError
 		require.ErrorAs(t, err, &incomplete)

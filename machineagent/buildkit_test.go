@@ -159,7 +159,7 @@ func TestCommand_RunsAsAProcess(t *testing.T) {
 	require.NoError(t, err, string(out))
 	text, err := json.Marshal(h.data)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(file, text, 0o644)) //nolint:gosec // on purpose
+	require.NoError(t, os.WriteFile(file, text, 0o644))
 	out, err = exec.CommandContext(t.Context(), binary, "--user-data", file).CombinedOutput()
 	require.Error(t, err)
 	require.Contains(t, string(out), "can be read by others; run chmod 600 on it")

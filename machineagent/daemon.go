@@ -128,7 +128,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	case <-s.wanted:
 	}
 	pause := minRestart
-	for {
+	for ctx.Err() == nil {
 		begin := time.Now()
 		s.set(bus.DaemonStatus{State: bus.DaemonStarting}, nil)
 		ended, err := s.live(ctx)
@@ -143,11 +143,9 @@ func (s *supervisor) run(ctx context.Context) error {
 		}
 		wait(ctx, pause)
 		pause = min(2*pause, maxRestart)
-		if ctx.Err() != nil {
-			s.set(bus.DaemonStatus{State: bus.DaemonStopped}, nil)
-			return nil
-		}
 	}
+	s.set(bus.DaemonStatus{State: bus.DaemonStopped}, nil)
+	return nil
 }
 
 // live is one life of the daemon. It reports whether the daemon ended by itself, and why; if not, it was stopped, and

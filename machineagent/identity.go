@@ -23,7 +23,7 @@ import (
 const (
 	identityFile   = "identity.pem"
 	userKeyFile    = "user.nk"
-	credentialFile = "credential.json"
+	credentialFile = "credential.json" //nolint:gosec // G101: a file name
 )
 
 // identity is the machine's two keys, and the credential that the API server gave to the second one.
@@ -128,7 +128,7 @@ func writeFile(path string, content []byte) error {
 // keep stores a new credential. That it could not be stored costs a registration at the next start, and nothing else.
 func (id *identity) keep(c bus.MachineCredential) error {
 	id.credential = c
-	text, err := json.Marshal(c)
+	text, err := json.Marshal(c) //nolint:gosec // G117: the JWT is worth nothing without the key
 	if err != nil {
 		return fmt.Errorf("store credential: %w", err)
 	}

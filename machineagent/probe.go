@@ -110,7 +110,7 @@ func askVersion(ctx context.Context, address string, cfg *tls.Config) (string, e
 // checkVersion refuses a daemon with known holes. One that was built without a version is its builder's business.
 func checkVersion(version string) error {
 	var v [3]int
-	if _, err := fmt.Sscanf(version, "v%d.%d.%d", &v[0], &v[1], &v[2]); err != nil || v == [3]int{} {
+	if n, _ := fmt.Sscanf(version, "v%d.%d.%d", &v[0], &v[1], &v[2]); n < len(v) || v == [3]int{} {
 		return nil
 	}
 	for i := range v {

@@ -171,20 +171,20 @@ func (a *Agent) talk(ctx context.Context, conn *bus.Conn) {
 var errRenewed = errors.New("the credential was renewed")
 
 // session is the conversation over one connection. It returns the next connection if there is one.
-func (a *Agent) session(ctx context.Context, conn *bus.Conn) (next *bus.Conn, err error) {
+func (a *Agent) session(ctx context.Context, conn *bus.Conn) (*bus.Conn, error) {
 	parts, ctx := errgroup.WithContext(ctx)
 	if err := bus.HintMachine.Subscribe(ctx, conn, a.hear); err != nil {
 		return nil, fmt.Errorf("subscribe to hints: %w", err)
 	}
 	a.opened.Do(func() { close(a.ready) })
+	var next *bus.Conn
 	parts.Go(func() error { return a.instruct(ctx, conn) })
 	parts.Go(func() error { return a.reportAlways(ctx, conn) })
 	parts.Go(func() error {
-		next, err = a.renew(ctx, conn)
-		if err == nil && next != nil {
-			err = errRenewed
+		if next = a.renew(ctx, conn); next != nil {
+			return errRenewed
 		}
-		return err
+		return nil
 	})
 	parts.Go(func() error {
 		select {
@@ -202,16 +202,16 @@ func (a *Agent) session(ctx context.Context, conn *bus.Conn) (next *bus.Conn, er
 
 // renew waits for two thirds of the credential's life, gets a new one and connects with it, while the present
 // connection goes on: nothing is missed in between.
-func (a *Agent) renew(ctx context.Context, conn *bus.Conn) (*bus.Conn, error) {
+func (a *Agent) renew(ctx context.Context, conn *bus.Conn) *bus.Conn {
 	pause := time.Until(a.identity.credential.ExpiresAt) * 2 / 3
 	for {
 		wait(ctx, pause)
 		if ctx.Err() != nil {
-			return nil, nil //nolint:nilnil // no next connection, and nothing wrong
+			return nil
 		}
 		next, err := a.renewed(ctx, conn)
 		if err == nil {
-			return next, nil
+			return next
 		}
 		// Until the old one expires there is time; then the connection ends, and the machine registers again.
 		a.log.Warn("cannot renew the credential", slog.Any("err", err))
@@ -231,8 +231,8 @@ func (a *Agent) renewed(ctx context.Context, conn *bus.Conn) (*bus.Conn, error) 
 		return nil, err
 	}
 	a.log.Debug("credential renewed", slog.Time("until", credential.ExpiresAt))
-	if err := a.identity.keep(credential); err != nil {
-		a.log.Warn("credential not stored", slog.Any("err", err))
+	if stored := a.identity.keep(credential); stored != nil {
+		a.log.Warn("credential not stored", slog.Any("err", stored))
 	}
 	return next, nil
 }

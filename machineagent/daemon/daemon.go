@@ -68,7 +68,7 @@ func Launch(ctx context.Context, cfg Config) (*Daemon, error) {
 	d.cmd.WaitDelay = time.Second // a child that kept the log open does not hold up the end
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
-	go d.run(started)
+	go d.run(started) //nolint:gosec // G118: it lives as long as the daemon, not as long as the launch
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("launch daemon: %w", err)
 	}

@@ -26,13 +26,12 @@ func TestMain(m *testing.M) {
 			Buildkitd: os.Getenv("DAEMON_TEST_BUILDKITD"), HostNetwork: true, StateDir: dir + "/s", CacheDir: dir + "/c", CgroupParent: "depot-agenttest",
 		})
 		if err != nil {
-			fmt.Println(err)
-			os.Exit(1)
+			panic(err)
 		}
-		fmt.Println(d.cmd.Process.Pid)
+		_, _ = fmt.Fprintln(os.Stdout, d.cmd.Process.Pid)
 		select {}
 	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 // tool finds a program in DEPOT_TOOLS, which make sets, or in PATH.
@@ -72,7 +71,7 @@ func launch(t *testing.T, adjust ...func(*Config)) *Daemon {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_ = d.Stop(context.Background())                           //nolint:usetesting // t.Context has ended
-		_ = exec.Command("ip", "link", "delete", cfg.Bridge).Run() //nolint:noctx // in case the daemon was killed
+		_ = exec.Command("ip", "link", "delete", cfg.Bridge).Run() // in case the daemon was killed
 	})
 	return d
 }
@@ -224,7 +223,7 @@ func TestDaemon_SaysWhyItEnded(t *testing.T) {
 func TestDaemon_ThatHangsIsKilledAndThatIsNotClean(t *testing.T) {
 	t.Parallel()
 	script := filepath.Join(t.TempDir(), "hang")
-	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\ntrap '' TERM\necho hanging\nwhile :; do sleep 0.1; done\n"), 0o700)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\ntrap '' TERM\necho hanging\nwhile :; do sleep 0.1; done\n"), 0o700))
 	d := launch(t, func(c *Config) { c.Buildkitd = script })
 	require.Eventually(t, func() bool { return d.log.lastWords() != "" }, 10*time.Second, time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

@@ -9,8 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/depotctl/depot/machineagent/front"
 	"github.com/stretchr/testify/require"
+
+	"github.com/depotctl/depot/machineagent/front"
 )
 
 // The benchmarks compare three ways from a client to a daemon: the daemon's own TLS (no hop), a naive splice, and the
@@ -29,6 +30,7 @@ func BenchmarkUpload(b *testing.B) {
 		received <- n
 	}
 	run := func(b *testing.B, address string, cfg *tls.Config) {
+		b.Helper()
 		data := make([]byte, chunk)
 		measure(b, func() {
 			c, err := dial(b, address, cfg)
@@ -55,6 +57,7 @@ func BenchmarkExport(b *testing.B) {
 		}
 	}
 	run := func(b *testing.B, address string, cfg *tls.Config) {
+		b.Helper()
 		measure(b, func() {
 			c, err := dial(b, address, cfg)
 			require.NoError(b, err)
@@ -69,6 +72,7 @@ func BenchmarkExport(b *testing.B) {
 
 func BenchmarkRoundTrip(b *testing.B) {
 	compare(b, func(c net.Conn) { _, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) }, func(b *testing.B, address string, cfg *tls.Config) {
+		b.Helper()
 		c, err := dial(b, address, cfg)
 		require.NoError(b, err)
 		for b.Loop() {
@@ -79,6 +83,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 
 // compare runs a benchmark the three ways.
 func compare(b *testing.B, daemon func(net.Conn), run func(b *testing.B, address string, cfg *tls.Config)) {
+	b.Helper()
 	b.Run("own", func(b *testing.B) {
 		s := newSet(b, "lse-1", 1)
 		run(b, listen(b, func(c net.Conn) {

@@ -14,9 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/depotctl/depot/certs"
 	"github.com/depotctl/depot/machineagent/front"
-	"github.com/stretchr/testify/require"
 )
 
 // set is one generation of one lease, both ends.
@@ -162,7 +163,13 @@ func mustDial(t testing.TB, address string, cfg *tls.Config) *tls.Conn {
 	return c
 }
 
-func requireRefused(t testing.TB, address string, cfg *tls.Config) error {
+func requireRefused(t testing.TB, address string, cfg *tls.Config) {
+	t.Helper()
+	require.Error(t, refusal(t, address, cfg))
+}
+
+// refusal is what a client that is refused gets to see.
+func refusal(t testing.TB, address string, cfg *tls.Config) error {
 	t.Helper()
 	c, err := dial(t, address, cfg)
 	if err == nil {

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,9 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/depotctl/depot/machineagent/front"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/depotctl/depot/machineagent/front"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,7 +68,7 @@ func TestFront_RefusesWithoutSayingWhy(t *testing.T) {
 	} {
 		cfg := s.client.Clone()
 		spoil(cfg)
-		err := requireRefused(t, m.address, cfg)
+		err := refusal(t, m.address, cfg)
 		for _, revealing := range []string{"lse-", "lease", "unknown", "refuse peer"} {
 			require.NotContains(t, err.Error(), revealing, name)
 		}
@@ -86,7 +86,9 @@ func TestFront_RefusesPlaintext(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.WriteString(c, hello)
 		require.NoError(t, err)
-		require.NoError(t, c.(*net.TCPConn).CloseWrite())
+		tcp, ok := c.(*net.TCPConn)
+		require.True(t, ok)
+		require.NoError(t, tcp.CloseWrite())
 		answer, _ := io.ReadAll(c)
 		require.NotContains(t, string(answer), "HTTP")
 		require.NoError(t, c.Close())
@@ -331,7 +333,7 @@ func TestFront_BoundsHandshakesAndTheirTime(t *testing.T) {
 	for _, c := range idle {
 		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		_, err := c.Read(make([]byte, 1))
-		require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "the front let an idle connection be")
+		require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the front let an idle connection be")
 	}
 	mustDial(t, m.address, s.client)
 }

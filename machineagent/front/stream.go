@@ -47,7 +47,7 @@ func (s *stream) shut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gone = true
-	_ = s.socket.Conn.Close()
+	_ = s.socket.Close()
 	if s.daemon != nil {
 		_ = s.daemon.Close()
 	}
@@ -74,7 +74,7 @@ func (s *stream) splice(daemon net.Conn) error {
 	if err != nil {
 		s.shut()
 	} else {
-		_ = s.socket.Conn.SetReadDeadline(time.Now().Add(lingering))
+		_ = s.socket.SetReadDeadline(time.Now().Add(lingering))
 	}
 	return errors.Join(err, <-up)
 }
@@ -90,7 +90,7 @@ func (s *stream) up(daemon net.Conn) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return closeWrite(daemon)
 		}
 		if err != nil {
@@ -129,7 +129,7 @@ func (s *stream) down(daemon net.Conn) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return s.tls.CloseWrite()
 		}
 		if err != nil {
