@@ -20,7 +20,7 @@ import (
 const hostArch = bus.Arch(runtime.GOARCH)
 
 // testConfig is of a provider whose machines run the stand-in.
-func testConfig(t *testing.T) Config {
+func testConfig(t testing.TB) Config {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("machines need root: run the tests as root")
@@ -37,7 +37,7 @@ func testConfig(t *testing.T) Config {
 }
 
 // newProvider makes a provider, and removes all its machines at the end of the test.
-func newProvider(t *testing.T, cfg Config) *Provider {
+func newProvider(t testing.TB, cfg Config) *Provider {
 	t.Helper()
 	p, err := New(cfg)
 	require.NoError(t, err)
@@ -45,7 +45,7 @@ func newProvider(t *testing.T, cfg Config) *Provider {
 	return p
 }
 
-func removeAll(t *testing.T, p *Provider) {
+func removeAll(t testing.TB, p *Provider) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 	defer cancel()
