@@ -20,7 +20,7 @@ func TestAccess_ServicesOfOrganizations(t *testing.T) {
 	w.cloud(t, x)
 	w.cloud(t, stranger)
 	owner := w.client(t, x.user)
-	second, err := bus.CreateProject.Call(t.Context(), owner.conn, bus.ProjectCreate{Name: "second"})
+	second, err := bus.CreateProject.Call(patiently(t), owner.conn, bus.ProjectCreate{Name: "second"})
 	require.NoError(t, err)
 	v := owner.untilState(t, owner.create(t).Build, bus.BuildReady)
 	victim := owner.token(t, bus.RoleUser, "")
@@ -40,69 +40,69 @@ func TestAccess_ServicesOfOrganizations(t *testing.T) {
 		want [4]string // in the order of the callers
 	}{
 		{"build.create", func(conn *bus.Conn) error {
-			_, err := bus.CreateBuild.Call(t.Context(), conn, bus.BuildCreate{Build: bus.NewBuildID(), Project: string(x.Project), CSR: owner.csr})
+			_, err := bus.CreateBuild.Call(patiently(t), conn, bus.BuildCreate{Build: bus.NewBuildID(), Project: string(x.Project), CSR: owner.csr})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"build.get", func(conn *bus.Conn) error {
-			_, err := bus.GetBuild.Call(t.Context(), conn, bus.BuildRef{Build: v.Build})
+			_, err := bus.GetBuild.Call(patiently(t), conn, bus.BuildRef{Build: v.Build})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"build.events", func(conn *bus.Conn) error {
-			_, err := bus.ReplayBuild.Call(t.Context(), conn, bus.BuildRef{Build: v.Build})
+			_, err := bus.ReplayBuild.Call(patiently(t), conn, bus.BuildRef{Build: v.Build})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"build.finish", func(conn *bus.Conn) error {
-			_, err := bus.FinishBuild.Call(t.Context(), conn, bus.BuildFinish{Build: owner.create(t).Build, State: bus.BuildFailed})
+			_, err := bus.FinishBuild.Call(patiently(t), conn, bus.BuildFinish{Build: owner.create(t).Build, State: bus.BuildFailed})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"build.cancel", func(conn *bus.Conn) error {
-			_, err := bus.CancelBuild.Call(t.Context(), conn, bus.BuildRef{Build: owner.create(t).Build})
+			_, err := bus.CancelBuild.Call(patiently(t), conn, bus.BuildRef{Build: owner.create(t).Build})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"build.list", func(conn *bus.Conn) error {
-			list, err := bus.ListRecentBuilds.Call(t.Context(), conn, bus.ListBuilds{})
+			list, err := bus.ListRecentBuilds.Call(patiently(t), conn, bus.ListBuilds{})
 			return orEmpty(err, len(list.Builds))
 		}, [4]string{"ok", "ok", "empty", "empty"}},
 		{"build.list of a project", func(conn *bus.Conn) error {
-			_, err := bus.ListRecentBuilds.Call(t.Context(), conn, bus.ListBuilds{Project: string(x.Project)})
+			_, err := bus.ListRecentBuilds.Call(patiently(t), conn, bus.ListBuilds{Project: string(x.Project)})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"project.get", func(conn *bus.Conn) error {
-			_, err := bus.GetProject.Call(t.Context(), conn, bus.ProjectRef{Project: string(x.Project)})
+			_, err := bus.GetProject.Call(patiently(t), conn, bus.ProjectRef{Project: string(x.Project)})
 			return err
 		}, [4]string{"ok", "ok", "not_found", "not_found"}},
 		{"project.get by name", func(conn *bus.Conn) error {
-			_, err := bus.GetProject.Call(t.Context(), conn, bus.ProjectRef{Project: "second"})
+			_, err := bus.GetProject.Call(patiently(t), conn, bus.ProjectRef{Project: "second"})
 			return err
 		}, [4]string{"ok", "not_found", "ok", "not_found"}},
 		{"project.list", func(conn *bus.Conn) error {
-			list, err := bus.ListProjects.Call(t.Context(), conn, bus.Empty{})
+			list, err := bus.ListProjects.Call(patiently(t), conn, bus.Empty{})
 			return orEmpty(err, len(list.Projects)-1)
 		}, [4]string{"ok", "-", "-", "empty"}},
 		{"machine.list", func(conn *bus.Conn) error {
-			list, err := bus.ListLiveMachines.Call(t.Context(), conn, bus.Empty{})
+			list, err := bus.ListLiveMachines.Call(patiently(t), conn, bus.Empty{})
 			return orEmpty(err, len(list.Machines))
 		}, [4]string{"ok", "-", "-", "empty"}},
 		{"token.list", func(conn *bus.Conn) error {
-			list, err := bus.ListTokens.Call(t.Context(), conn, bus.Empty{})
+			list, err := bus.ListTokens.Call(patiently(t), conn, bus.Empty{})
 			return orEmpty(err, len(list.Tokens)-2)
 		}, [4]string{"ok", "-", "-", "empty"}},
 		{"token.create", func(conn *bus.Conn) error {
 			token := bus.NewToken()
-			_, err := bus.CreateToken.Call(t.Context(), conn, bus.TokenCreate{Token: token.ID, Hash: token.Hash(), Name: "x", Role: bus.RoleCI, Project: string(x.Project)})
+			_, err := bus.CreateToken.Call(patiently(t), conn, bus.TokenCreate{Token: token.ID, Hash: token.Hash(), Name: "x", Role: bus.RoleCI, Project: string(x.Project)})
 			return err
 		}, [4]string{"ok", "-", "-", "not_found"}},
 		{"token.create over another's", func(conn *bus.Conn) error {
-			_, err := bus.CreateToken.Call(t.Context(), conn, bus.TokenCreate{Token: victim.ID, Hash: bus.NewToken().Hash(), Name: "x", Role: bus.RoleUser})
+			_, err := bus.CreateToken.Call(patiently(t), conn, bus.TokenCreate{Token: victim.ID, Hash: bus.NewToken().Hash(), Name: "x", Role: bus.RoleUser})
 			return err
 		}, [4]string{"conflict", "-", "-", "conflict"}},
 		{"token.create for a connection", func(conn *bus.Conn) error {
 			token := bus.NewToken()
-			_, err := bus.CreateToken.Call(t.Context(), conn, bus.TokenCreate{Token: token.ID, Hash: token.Hash(), Name: "x", Role: bus.RoleAgent, Connection: string(x.Connection)})
+			_, err := bus.CreateToken.Call(patiently(t), conn, bus.TokenCreate{Token: token.ID, Hash: token.Hash(), Name: "x", Role: bus.RoleAgent, Connection: string(x.Connection)})
 			return err
 		}, [4]string{"ok", "-", "-", "not_found"}},
 		{"project.create", func(conn *bus.Conn) error {
-			_, err := bus.CreateProject.Call(t.Context(), conn, bus.ProjectCreate{Name: "third", Connection: string(x.Connection)})
+			_, err := bus.CreateProject.Call(patiently(t), conn, bus.ProjectCreate{Name: "third", Connection: string(x.Connection)})
 			return err
 		}, [4]string{"ok", "-", "-", "not_found"}},
 		// The organization's own is last: it cuts all sessions of the account.
@@ -110,7 +110,7 @@ func TestAccess_ServicesOfOrganizations(t *testing.T) {
 			if conn == owner.conn {
 				return nil
 			}
-			_, err := bus.RevokeToken.Call(t.Context(), conn, bus.TokenRef{Token: victim.ID})
+			_, err := bus.RevokeToken.Call(patiently(t), conn, bus.TokenRef{Token: victim.ID})
 			return err
 		}, [4]string{"ok", "-", "-", "not_found"}},
 	} {
@@ -154,7 +154,7 @@ func (c *client) token(t *testing.T, role bus.Role, project bus.ProjectID, until
 	if len(until) > 0 {
 		ask.ExpiresAt = until[0]
 	}
-	v, err := bus.CreateToken.Call(t.Context(), c.conn, ask)
+	v, err := bus.CreateToken.Call(patiently(t), c.conn, ask)
 	require.NoError(t, err)
 	require.Equal(t, token.ID, v.Token)
 	return token
@@ -172,21 +172,21 @@ func TestAccess_ServicesOfConnections(t *testing.T) {
 
 	for name, attack := range map[string]func(conn *bus.Conn) error{
 		"intent": func(conn *bus.Conn) error {
-			_, err := bus.ReportIntent.Call(t.Context(), conn, bus.LaunchIntent{Machine: m.id, Attempt: 1, NonceHash: m.nonce.Hash()})
+			_, err := bus.ReportIntent.Call(patiently(t), conn, bus.LaunchIntent{Machine: m.id, Attempt: 1, NonceHash: m.nonce.Hash()})
 			return err
 		},
 		"result": func(conn *bus.Conn) error {
-			_, err := bus.ReportResult.Call(t.Context(), conn, bus.ActionResult{Action: "a", Kind: bus.DeleteMachine, Machine: m.id, Attempt: 1})
+			_, err := bus.ReportResult.Call(patiently(t), conn, bus.ActionResult{Action: "a", Kind: bus.DeleteMachine, Machine: m.id, Attempt: 1})
 			return err
 		},
 		"result of a volume": func(conn *bus.Conn) error {
-			_, err := bus.ReportResult.Call(t.Context(), conn, bus.ActionResult{Action: "a", Kind: bus.DeleteVolume, Volume: m.volume})
+			_, err := bus.ReportResult.Call(patiently(t), conn, bus.ActionResult{Action: "a", Kind: bus.DeleteVolume, Volume: m.volume})
 			return err
 		},
 	} {
 		require.ErrorIs(t, attack(rogue.conn), bus.CodeNotFound, name)
 	}
-	_, err := bus.ReportInventory.Call(t.Context(), rogue.conn, bus.Inventory{
+	_, err := bus.ReportInventory.Call(patiently(t), rogue.conn, bus.Inventory{
 		At: time.Now(), Architectures: []bus.Arch{bus.AMD64}, Machines: []bus.MachineStatus{{Machine: m.id, Attempt: 1, State: bus.CloudTerminated}},
 	})
 	require.NoError(t, err)
@@ -205,12 +205,12 @@ func TestAccess_TokensAreToldApart(t *testing.T) {
 	holder, keeper := w.client(t, revoked), w.client(t, x.user)
 	doomed, kept := holder.create(t), keeper.untilState(t, keeper.create(t).Build, bus.BuildReady)
 
-	_, err := bus.RevokeToken.Call(t.Context(), c.conn, bus.TokenRef{Token: revoked.ID})
+	_, err := bus.RevokeToken.Call(patiently(t), c.conn, bus.TokenRef{Token: revoked.ID})
 	require.NoError(t, err)
 	select {
 	case <-holder.conn.Done():
 		require.ErrorIs(t, holder.conn.Err(), bus.ErrRevokedToken, "its holder is cut, and told why")
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "the holder of a revoked token is still connected")
 	}
 	v := keeper.untilState(t, doomed.Build, bus.BuildCanceled)
@@ -225,7 +225,7 @@ func TestAccess_TokensAreToldApart(t *testing.T) {
 		_, err := bus.Connect(t.Context(), cfg)
 		require.ErrorIs(t, err, want)
 	}
-	list, err := bus.ListTokens.Call(t.Context(), keeper.conn, bus.Empty{})
+	list, err := bus.ListTokens.Call(patiently(t), keeper.conn, bus.Empty{})
 	require.NoError(t, err)
 	for _, v := range list.Tokens {
 		require.NotEqual(t, revoked.ID, v.Token)
@@ -257,13 +257,13 @@ func TestAccess_SessionsOfARevokedTokenAreCutByWhoeverIsLeft(t *testing.T) {
 	select {
 	case <-holder.conn.Done():
 		require.ErrorIs(t, holder.conn.Err(), bus.ErrRevokedToken)
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "the holder is still connected")
 	}
 	require.Eventually(t, func() bool {
 		token, _, err := w.newest().store.tokens.Get(context.WithoutCancel(t.Context()), string(revoked.ID))
 		return err == nil && !token.CutAt.IsZero()
-	}, 15*time.Second, 50*time.Millisecond, "and it is cut once")
+	}, patience, 50*time.Millisecond, "and it is cut once")
 }
 
 func TestBuild_BadRequestsSayWhatToDo(t *testing.T) {
@@ -291,7 +291,7 @@ func TestBuild_BadRequestsSayWhatToDo(t *testing.T) {
 		{bus.BuildCreate{CSR: "garbage"}, bus.CodeInvalid, "certificate request"},
 	} {
 		bad.ask.Build = bus.NewBuildID()
-		_, err := bus.CreateBuild.Call(t.Context(), c.conn, bad.ask)
+		_, err := bus.CreateBuild.Call(patiently(t), c.conn, bad.ask)
 		require.ErrorIs(t, err, bad.code, bad.says)
 		require.ErrorContains(t, err, bad.says)
 		var fault *bus.Fault
@@ -299,13 +299,13 @@ func TestBuild_BadRequestsSayWhatToDo(t *testing.T) {
 		if bad.ask.CSR == c.csr {
 			require.NotEmpty(t, fault.Hint, bad.says)
 		}
-		_, err = bus.GetBuild.Call(t.Context(), c.conn, bus.BuildRef{Build: bad.ask.Build})
+		_, err = bus.GetBuild.Call(patiently(t), c.conn, bus.BuildRef{Build: bad.ask.Build})
 		require.ErrorIs(t, err, bus.CodeNotFound, "nothing of it is kept")
 	}
 	require.Empty(t, cloud.machineIDs())
 
 	silent := w.tenant(t, "silent")
-	_, err = bus.CreateBuild.Call(t.Context(), w.connect(t, silent.user), bus.BuildCreate{Build: bus.NewBuildID(), CSR: c.csr})
+	_, err = bus.CreateBuild.Call(patiently(t), w.connect(t, silent.user), bus.BuildCreate{Build: bus.NewBuildID(), CSR: c.csr})
 	require.ErrorIs(t, err, bus.CodeUnavailable, "without a cloud-agent nobody knows what can be built")
 	require.ErrorContains(t, err, "connection local")
 }
@@ -315,21 +315,21 @@ func TestProject_IsMadeOnce(t *testing.T) {
 	w := newWorld(t, Timeouts{})
 	x := w.tenant(t, "acme")
 	c := w.client(t, x.user)
-	first, err := bus.CreateProject.Call(t.Context(), c.conn, bus.ProjectCreate{Name: "web"})
+	first, err := bus.CreateProject.Call(patiently(t), c.conn, bus.ProjectCreate{Name: "web"})
 	require.NoError(t, err)
-	again, err := bus.CreateProject.Call(t.Context(), c.conn, bus.ProjectCreate{Name: "web"})
+	again, err := bus.CreateProject.Call(patiently(t), c.conn, bus.ProjectCreate{Name: "web"})
 	require.NoError(t, err)
 	require.Equal(t, first.Project, again.Project)
-	_, err = bus.CreateProject.Call(t.Context(), c.conn, bus.ProjectCreate{Name: "web", Architectures: []bus.Arch{bus.ARM64}})
+	_, err = bus.CreateProject.Call(patiently(t), c.conn, bus.ProjectCreate{Name: "web", Architectures: []bus.Arch{bus.ARM64}})
 	require.ErrorIs(t, err, bus.CodeConflict)
-	def, err := bus.GetProject.Call(t.Context(), c.conn, bus.ProjectRef{})
+	def, err := bus.GetProject.Call(patiently(t), c.conn, bus.ProjectRef{})
 	require.NoError(t, err)
 	require.Equal(t, x.Project, def.Project)
 	require.True(t, def.Default)
 	require.Eventually(t, func() bool {
-		list, err := bus.ListProjects.Call(t.Context(), c.conn, bus.Empty{})
+		list, err := bus.ListProjects.Call(patiently(t), c.conn, bus.Empty{})
 		return err == nil && len(list.Projects) == 2 && list.Projects[1].Name == "web"
-	}, 5*time.Second, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 }
 
 func TestBootstrap_MayRunAgainAndAgain(t *testing.T) {

@@ -38,7 +38,7 @@ func TestCanary_NoSecretIsOnTheBus(t *testing.T) {
 	m.wake("")
 	c.until(t, v.Build, func(n bus.BuildView) bool { return n.State == bus.BuildReady && n.Leases[0].CA != v.Leases[0].CA })
 	c.finish(t, v.Build)
-	_, err := bus.RevokeToken.Call(t.Context(), c.conn, bus.TokenRef{Token: ci.ID})
+	_, err := bus.RevokeToken.Call(patiently(t), c.conn, bus.TokenRef{Token: ci.ID})
 	require.NoError(t, err)
 	seed, err := m.user.Seed()
 	require.NoError(t, err)

@@ -183,4 +183,3 @@ func (c *cloud) machine(id bus.MachineID) *machine {
 	defer c.mu.Unlock()
 	return c.running[id]
 }
-

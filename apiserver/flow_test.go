@@ -41,7 +41,7 @@ func TestBuild_GetsABuilderFromNothing(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, _, ok := cloud.machine(l.Machine).holds(l.Lease)
 		return !ok
-	}, 5*time.Second, 5*time.Millisecond, "the machine is told that the lease has ended")
+	}, patience, 5*time.Millisecond, "the machine is told that the lease has ended")
 	require.Equal(t, bus.BuildSucceeded, c.finishAs(t, v.Build, bus.BuildFailed).State, "the first end wins")
 }
 
@@ -92,9 +92,9 @@ func TestBuild_SharesTheWarmMachineOfItsProject(t *testing.T) {
 	require.Len(t, cloud.machineIDs(), 1)
 
 	// A second project never shares it.
-	_, err := bus.CreateProject.Call(t.Context(), c.conn, bus.ProjectCreate{Name: "other"})
+	_, err := bus.CreateProject.Call(patiently(t), c.conn, bus.ProjectCreate{Name: "other"})
 	require.NoError(t, err)
-	v, err := bus.CreateBuild.Call(t.Context(), c.conn, bus.BuildCreate{Build: bus.NewBuildID(), Project: "other", CSR: c.csr})
+	v, err := bus.CreateBuild.Call(patiently(t), c.conn, bus.BuildCreate{Build: bus.NewBuildID(), Project: "other", CSR: c.csr})
 	require.NoError(t, err)
 	v = c.untilState(t, v.Build, bus.BuildReady)
 	require.NotEqual(t, first.Leases[0].Machine, v.Leases[0].Machine)
@@ -125,7 +125,7 @@ func TestBuild_StoryNamesEveryStage(t *testing.T) {
 	id := bus.NewBuildID()
 	heard := make(chan bus.BuildEvent, 64)
 	require.NoError(t, bus.BuildStory.Subscribe(t.Context(), c.conn, func(e bus.BuildEvent) { heard <- e }, "*", string(id)))
-	_, err := bus.CreateBuild.Call(t.Context(), c.conn, bus.BuildCreate{Build: id, CSR: c.csr})
+	_, err := bus.CreateBuild.Call(patiently(t), c.conn, bus.BuildCreate{Build: id, CSR: c.csr})
 	require.NoError(t, err)
 	c.untilState(t, id, bus.BuildReady)
 	c.finish(t, id)
@@ -135,7 +135,7 @@ func TestBuild_StoryNamesEveryStage(t *testing.T) {
 		select {
 		case last = <-heard:
 			stages = append(stages, last.Stage)
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			require.Fail(t, "the story has no end", "%v", stages)
 		}
 	}
@@ -143,9 +143,9 @@ func TestBuild_StoryNamesEveryStage(t *testing.T) {
 
 	var replayed bus.BuildEvents
 	require.Eventually(t, func() bool {
-		replayed, err = bus.ReplayBuild.Call(t.Context(), c.conn, bus.BuildRef{Build: id})
+		replayed, err = bus.ReplayBuild.Call(patiently(t), c.conn, bus.BuildRef{Build: id})
 		return err == nil && len(replayed.Events) == len(stages)
-	}, 5*time.Second, 20*time.Millisecond)
+	}, patience, 20*time.Millisecond)
 	for i, e := range replayed.Events {
 		require.Equal(t, stages[i], e.Stage)
 	}
@@ -162,7 +162,7 @@ func TestBuild_AskedForAgainIsTheSame(t *testing.T) {
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
-			_, err := bus.CreateBuild.Call(t.Context(), c.conn, ask)
+			_, err := bus.CreateBuild.Call(patiently(t), c.conn, ask)
 			if err != nil {
 				t.Errorf("ask again: %v", err)
 			}
@@ -173,16 +173,16 @@ func TestBuild_AskedForAgainIsTheSame(t *testing.T) {
 	require.Len(t, cloud.machineIDs(), 1)
 	require.Equal(t, 1, w.leasesOn(t, v.Leases[0].Machine))
 
-	_, err := bus.CreateBuild.Call(t.Context(), c.conn, bus.BuildCreate{Build: ask.Build, CSR: other.csr})
+	_, err := bus.CreateBuild.Call(patiently(t), c.conn, bus.BuildCreate{Build: ask.Build, CSR: other.csr})
 	require.ErrorIs(t, err, bus.CodeConflict, "another key is another build")
-	_, err = bus.CreateBuild.Call(t.Context(), other.conn, bus.BuildCreate{Build: ask.Build, CSR: other.csr})
+	_, err = bus.CreateBuild.Call(patiently(t), other.conn, bus.BuildCreate{Build: ask.Build, CSR: other.csr})
 	require.ErrorIs(t, err, bus.CodeConflict)
 
 	c.finish(t, ask.Build)
-	again, err := bus.CreateBuild.Call(t.Context(), c.conn, ask)
+	again, err := bus.CreateBuild.Call(patiently(t), c.conn, ask)
 	require.NoError(t, err)
 	require.Equal(t, bus.BuildSucceeded, again.State)
-	require.Eventually(t, func() bool { return w.leasesOn(t, v.Leases[0].Machine) == 0 }, 5*time.Second, 5*time.Millisecond, "an ended build takes no lease")
+	require.Eventually(t, func() bool { return w.leasesOn(t, v.Leases[0].Machine) == 0 }, patience, 5*time.Millisecond, "an ended build takes no lease")
 }
 
 func TestMachine_ThatLostItsKeyGetsANewGeneration(t *testing.T) {
@@ -224,7 +224,7 @@ func TestMachine_ThatAsksWithTheSameRequestGetsTheSameSet(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			told, err := bus.InstructMachine.Call(t.Context(), conn, bus.Instruct{
+			told, err := bus.InstructMachine.Call(patiently(t), conn, bus.Instruct{
 				Daemon: bus.DaemonStatus{State: bus.DaemonReady}, CSRs: []bus.LeaseCSR{{Lease: v.Leases[0].Lease, CSR: csr}},
 			})
 			if err != nil || len(told.Leases) != 1 || told.Leases[0] != grant {
@@ -245,7 +245,7 @@ func (w *world) leasesOn(t *testing.T, id bus.MachineID) int {
 
 func (c *client) finishAs(t *testing.T, id bus.BuildID, s bus.BuildState) bus.BuildView {
 	t.Helper()
-	v, err := bus.FinishBuild.Call(t.Context(), c.conn, bus.BuildFinish{Build: id, State: s})
+	v, err := bus.FinishBuild.Call(patiently(t), c.conn, bus.BuildFinish{Build: id, State: s})
 	require.NoError(t, err)
 	return v
 }

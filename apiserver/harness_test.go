@@ -15,6 +15,17 @@ import (
 	"github.com/depotctl/depot/certs"
 )
 
+// patience bounds every wait for something that takes milliseconds on an idle machine.
+const patience = time.Minute
+
+// patiently bounds a call.
+func patiently(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // world is a bus with API servers on it, and whoever talks to them.
 type world struct {
 	bus      *bustest.Server
@@ -55,7 +66,7 @@ func (w *world) newest() *Server {
 // start adds an API server with a connection of its own, and returns what ends it.
 func (w *world) start(t testing.TB) (stop func()) {
 	t.Helper()
-	control, err := bus.OpenControl(t.Context(), bus.ControlConfig{Server: w.bus.Embedded, Trust: w.bus.Trust, Name: "apiserver", Version: "test"})
+	control, err := bus.OpenControl(patiently(t), bus.ControlConfig{Server: w.bus.Embedded, Trust: w.bus.Trust, Name: "apiserver", Version: "test"})
 	require.NoError(t, err)
 	s, err := New(Config{Control: control, Version: "test", Timeouts: w.timeouts, Scan: 100 * time.Millisecond, Log: testLog()})
 	require.NoError(t, err)
@@ -76,7 +87,7 @@ func (w *world) start(t testing.TB) (stop func()) {
 	case <-s.Ready():
 	case err := <-ended:
 		require.NoError(t, err, "the API server ended before it was ready")
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "the API server is not ready")
 	}
 	return stop
@@ -126,14 +137,14 @@ func (w *world) client(t testing.TB, token bus.Token) *client {
 
 func (c *client) create(t testing.TB, archs ...bus.Arch) bus.BuildView {
 	t.Helper()
-	v, err := bus.CreateBuild.Call(t.Context(), c.conn, bus.BuildCreate{Build: bus.NewBuildID(), Architectures: archs, CSR: c.csr})
+	v, err := bus.CreateBuild.Call(patiently(t), c.conn, bus.BuildCreate{Build: bus.NewBuildID(), Architectures: archs, CSR: c.csr})
 	require.NoError(t, err)
 	return v
 }
 
 func (c *client) get(t testing.TB, id bus.BuildID) bus.BuildView {
 	t.Helper()
-	v, err := bus.GetBuild.Call(t.Context(), c.conn, bus.BuildRef{Build: id})
+	v, err := bus.GetBuild.Call(patiently(t), c.conn, bus.BuildRef{Build: id})
 	require.NoError(t, err)
 	return v
 }
@@ -145,7 +156,7 @@ func (c *client) until(t testing.TB, id bus.BuildID, wanted func(bus.BuildView) 
 	require.Eventually(t, func() bool {
 		v = c.get(t, id)
 		return wanted(v)
-	}, 15*time.Second, 5*time.Millisecond, "build %s: %+v", id, &v)
+	}, patience, 5*time.Millisecond, "build %s: %+v", id, &v)
 	return v
 }
 
@@ -156,8 +167,7 @@ func (c *client) untilState(t testing.TB, id bus.BuildID, s bus.BuildState) bus.
 
 func (c *client) finish(t testing.TB, id bus.BuildID) bus.BuildView {
 	t.Helper()
-	v, err := bus.FinishBuild.Call(t.Context(), c.conn, bus.BuildFinish{Build: id, State: bus.BuildSucceeded})
+	v, err := bus.FinishBuild.Call(patiently(t), c.conn, bus.BuildFinish{Build: id, State: bus.BuildSucceeded})
 	require.NoError(t, err)
 	return v
 }
-

@@ -30,7 +30,7 @@ func launched(t *testing.T, w *world, x tenant) (*cloud, *machine) {
 	select {
 	case m := <-ready:
 		return cloud, m
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "no machine was launched")
 		return nil, nil
 	}
@@ -46,7 +46,7 @@ func (m *machine) knock(t *testing.T) *bus.Conn {
 
 func ask(t *testing.T, conn *bus.Conn) string {
 	t.Helper()
-	c, err := bus.ChallengeMachine.Call(t.Context(), conn, bus.Empty{})
+	c, err := bus.ChallengeMachine.Call(patiently(t), conn, bus.Empty{})
 	require.NoError(t, err)
 	return c.Challenge
 }
@@ -93,11 +93,11 @@ func TestRegistration_EachBindingAloneRefuses(t *testing.T) {
 			return m.claim(ask(t, conn), func(r *bus.MachineRegister) { r.IdentityKey = "none" })
 		},
 	} {
-		_, err := bus.RegisterMachine.Call(t.Context(), conn, spoil())
+		_, err := bus.RegisterMachine.Call(patiently(t), conn, spoil())
 		require.ErrorIs(t, err, bus.CodeForbidden, name)
 		require.False(t, w.machine(t, m.id).NonceUsed, name)
 	}
-	_, err = bus.RegisterMachine.Call(t.Context(), conn, m.claim(ask(t, conn)))
+	_, err = bus.RegisterMachine.Call(patiently(t), conn, m.claim(ask(t, conn)))
 	require.NoError(t, err, "and with none of them spoiled it registers")
 	require.Equal(t, MachineRegistered, w.machine(t, m.id).State)
 }
@@ -109,7 +109,7 @@ func TestRegistration_ChallengeExpires(t *testing.T) {
 	conn := m.knock(t)
 	r := m.claim(ask(t, conn))
 	<-time.After(5 * time.Millisecond)
-	_, err := bus.RegisterMachine.Call(t.Context(), conn, r)
+	_, err := bus.RegisterMachine.Call(patiently(t), conn, r)
 	require.ErrorContains(t, err, "has expired")
 }
 
@@ -126,7 +126,7 @@ func TestRegistration_NonceIsUsedOnce(t *testing.T) {
 	for range 64 {
 		rival := newMachineScript(t, w, bus.Action{Machine: m.id, Attempt: 1}, m.nonce) // the nonce, and a key of its own
 		all.Go(func() {
-			if _, err := bus.RegisterMachine.Call(t.Context(), conn, rival.claim(challenge)); err == nil {
+			if _, err := bus.RegisterMachine.Call(patiently(t), conn, rival.claim(challenge)); err == nil {
 				won.Add(1)
 			}
 		})
@@ -140,29 +140,29 @@ func TestRegistration_RestartedAgentProvesItsKeyAgain(t *testing.T) {
 	w := newWorld(t, Timeouts{})
 	_, m := launched(t, w, w.tenant(t, "acme"))
 	conn := m.knock(t)
-	_, err := bus.RegisterMachine.Call(t.Context(), conn, m.claim(ask(t, conn)))
+	_, err := bus.RegisterMachine.Call(patiently(t), conn, m.claim(ask(t, conn)))
 	require.NoError(t, err)
 
 	thief := newMachineScript(t, w, bus.Action{Machine: m.id, Attempt: 1}, m.nonce)
 	stolen := thief.knock(t)
-	_, err = bus.RegisterMachine.Call(t.Context(), stolen, thief.claim(ask(t, stolen)))
+	_, err = bus.RegisterMachine.Call(patiently(t), stolen, thief.claim(ask(t, stolen)))
 	require.ErrorContains(t, err, "bound to another key")
 
 	again := m.knock(t)
 	challenge := ask(t, again)
-	credential, err := bus.RegisterMachine.Call(t.Context(), again, m.claim(challenge))
+	credential, err := bus.RegisterMachine.Call(patiently(t), again, m.claim(challenge))
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(time.Hour), credential.ExpiresAt, time.Minute)
-	_, err = bus.RegisterMachine.Call(t.Context(), again, m.claim(challenge))
+	_, err = bus.RegisterMachine.Call(patiently(t), again, m.claim(challenge))
 	require.ErrorContains(t, err, "not the outstanding one", "a challenge is used once")
 
 	cfg := w.bus.Config()
 	cfg.User = &bus.UserCredential{Machine: m.id, JWT: credential.JWT, Sign: m.user.Sign}
 	registered := w.bus.Connect(t, cfg)
-	renewed, err := bus.RenewMachine.Call(t.Context(), registered, bus.Empty{})
+	renewed, err := bus.RenewMachine.Call(patiently(t), registered, bus.Empty{})
 	require.NoError(t, err)
 	require.NotEmpty(t, renewed.JWT)
-	_, err = bus.RegisterMachine.Call(t.Context(), registered, m.claim(ask(t, registered)))
+	_, err = bus.RegisterMachine.Call(patiently(t), registered, m.claim(ask(t, registered)))
 	require.NoError(t, err)
 }
 
@@ -194,14 +194,14 @@ func TestRegistration_MachineThatIsNotWantedAnyMoreIsRefused(t *testing.T) {
 	cloud.killed[m.id] = true
 	cloud.mu.Unlock()
 	cloud.report()
-	require.Eventually(t, func() bool { return !w.machine(t, m.id).alive() }, 5*time.Second, time.Millisecond)
-	_, err := bus.RegisterMachine.Call(t.Context(), conn, r)
+	require.Eventually(t, func() bool { return !w.machine(t, m.id).alive() }, patience, time.Millisecond)
+	_, err := bus.RegisterMachine.Call(patiently(t), conn, r)
 	require.ErrorIs(t, err, bus.CodeForbidden)
 	cfg := w.bus.Config()
 	cfg.Nonce = m.nonce
 	_, err = bus.Connect(t.Context(), cfg)
 	require.ErrorIs(t, err, bus.ErrRevokedToken)
-	_, err = bus.ReportIntent.Call(t.Context(), cloud.conn, bus.LaunchIntent{Machine: m.id, Attempt: 1, NonceHash: strings.Repeat("0", 64)})
+	_, err = bus.ReportIntent.Call(patiently(t), cloud.conn, bus.LaunchIntent{Machine: m.id, Attempt: 1, NonceHash: strings.Repeat("0", 64)})
 	require.ErrorIs(t, err, bus.CodeConflict, "and shall not be launched either")
 }
 
@@ -213,7 +213,7 @@ func TestInstruction_NeedsTheMachinesOwnCredentialOfThisAttempt(t *testing.T) {
 	c := w.client(t, x.user)
 	v := c.untilState(t, c.create(t).Build, bus.BuildReady)
 	m := cloud.machine(v.Leases[0].Machine)
-	_, err := bus.InstructMachine.Call(t.Context(), m.knock(t), bus.Instruct{Daemon: bus.DaemonStatus{State: bus.DaemonReady}})
+	_, err := bus.InstructMachine.Call(patiently(t), m.knock(t), bus.Instruct{Daemon: bus.DaemonStatus{State: bus.DaemonReady}})
 	require.ErrorIs(t, err, bus.ErrForbidden, "a nonce is not a credential")
 
 	_, _, err = change(t.Context(), w.newest().store.machines, string(m.id), func(m Machine) (Machine, error) {
@@ -221,9 +221,9 @@ func TestInstruction_NeedsTheMachinesOwnCredentialOfThisAttempt(t *testing.T) {
 		return m, nil
 	})
 	require.NoError(t, err)
-	_, err = bus.InstructMachine.Call(t.Context(), m.connection(), bus.Instruct{Daemon: bus.DaemonStatus{State: bus.DaemonReady}})
+	_, err = bus.InstructMachine.Call(patiently(t), m.connection(), bus.Instruct{Daemon: bus.DaemonStatus{State: bus.DaemonReady}})
 	require.ErrorIs(t, err, bus.CodeForbidden, "an old attempt has no effect")
-	_, err = bus.SayGoodbye.Call(t.Context(), m.connection(), bus.MachineGoodbye{})
+	_, err = bus.SayGoodbye.Call(patiently(t), m.connection(), bus.MachineGoodbye{})
 	require.ErrorIs(t, err, bus.CodeForbidden)
 	require.Equal(t, MachineServing, w.machine(t, m.id).State)
 }

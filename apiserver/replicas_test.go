@@ -40,17 +40,18 @@ func TestReplicas_WithCrashesDecideOnce(t *testing.T) {
 	cloud := w.cloud(t, x)
 	c := w.client(t, x.user)
 	for i := range projects {
-		_, err := bus.CreateProject.Call(t.Context(), c.conn, bus.ProjectCreate{Name: fmt.Sprintf("p%d", i), Architectures: []bus.Arch{bus.AMD64}})
+		_, err := bus.CreateProject.Call(patiently(t), c.conn, bus.ProjectCreate{Name: fmt.Sprintf("p%d", i), Architectures: []bus.Arch{bus.AMD64}})
 		require.NoError(t, err)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var killer sync.WaitGroup
 	killer.Go(func() { // replaces one replica after the other
-		for i := 0; ctx.Err() == nil; i++ {
+		for i := range 9 {
 			select {
 			case <-ctx.Done():
-			case <-time.After(300 * time.Millisecond):
+				return
+			case <-time.After(200 * time.Millisecond):
 				stops[i%3]()
 				stops[i%3] = w.start(t)
 			}
@@ -74,19 +75,19 @@ func TestReplicas_WithCrashesDecideOnce(t *testing.T) {
 			}
 		}
 		return true
-	}, 10*time.Second, 20*time.Millisecond, "every lease is given back")
+	}, patience, 20*time.Millisecond, "every lease is given back")
 }
 
 // buildThrough asks until it is answered, as the CLI does, and ends the build once it is ready.
 func buildThrough(t *testing.T, c *client, ask bus.BuildCreate) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	for {
 		_, err := bus.CreateBuild.Call(ctx, c.conn, ask)
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, bus.CodeUnavailable) {
+		if !errors.Is(err, bus.CodeUnavailable) || ctx.Err() != nil {
 			t.Errorf("build %s: %v", ask.Build, err)
 			return
 		}
@@ -136,9 +137,9 @@ func TestScan_FinishesWhatACrashLeft(t *testing.T) {
 				next := c.untilState(t, c.create(t).Build, bus.BuildReady)
 				require.NotEqual(t, first, next.Leases[0].Machine)
 				require.Len(t, cloud.machineIDs(), 2)
-				require.Eventually(t, func() bool { return w.machine(t, first).State == MachineDeleted }, 10*time.Second, 10*time.Millisecond)
+				require.Eventually(t, func() bool { return w.machine(t, first).State == MachineDeleted }, patience, 10*time.Millisecond)
 				c.finish(t, next.Build)
-				require.Eventually(t, func() bool { return w.leasesOn(t, next.Leases[0].Machine) == 0 }, 10*time.Second, 10*time.Millisecond)
+				require.Eventually(t, func() bool { return w.leasesOn(t, next.Leases[0].Machine) == 0 }, patience, 10*time.Millisecond)
 			})
 		}
 	}
