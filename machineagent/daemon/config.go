@@ -123,7 +123,7 @@ provenanceEnvDir = {{q (print .StateDir "/provenance.d")}}
   bridgeName = {{q .Bridge}}
   bridgeSubnet = {{q .BridgeSubnet}}
   cniBinaryPath = {{q .CNIDir}}
-  cniPoolSize = 4
+  cniPoolSize = 2
 {{- end}}
   # The volume is the cache's alone: most of it may be used, a tenth stays free, and a tenth is always worth keeping.
   gc = true

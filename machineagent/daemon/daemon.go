@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// grace is how long the daemon may take to stop by itself. It usually takes milliseconds.
-const grace = 10 * time.Second
+// grace is how long the daemon may take to stop by itself. It usually takes milliseconds; on a machine that is busy,
+// taking down the networks that it kept in reserve takes longer.
+const grace = 20 * time.Second
 
 // Daemon is a buildkitd that was started.
 type Daemon struct {
