@@ -59,11 +59,7 @@ func (a *app) runBuild(args []string) error {
 		return err
 	}
 	root.SetArgs(append([]string{cmd.Name()}, args...))
-	err = root.Execute()
-	if b.reservation != nil {
-		defer b.reservation.close()
-	}
-	return translate(cli.Err(), err)
+	return translate(cli.Err(), root.Execute())
 }
 
 // buildxCommands returns buildx's command tree on our state directory.

@@ -207,7 +207,8 @@ func (r *reservation) lastWord(ctx context.Context) (bus.BuildView, error) {
 }
 
 // finish tells the server how the build ended and stops everything. It returns an error if that could not be delivered:
-// the server then finds out by itself that the client is silent.
+// the server then finds out by itself that the client is silent. The connection is left to the end of the process:
+// nothing is in flight, and draining it would cost a round trip of every build.
 func (r *reservation) finish(state bus.BuildState, reason string) error {
 	defer func() {
 		r.cancel()
@@ -230,7 +231,7 @@ func (r *reservation) finish(state bus.BuildState, reason string) error {
 	return err
 }
 
-// close gives the connection back; for a reservation that was never placed it is all there is to do.
+// close ends a reservation that was never placed.
 func (r *reservation) close() {
 	r.cancel()
 	r.tasks.Wait()
