@@ -111,17 +111,23 @@ func (p *Provider) boot(ctx context.Context, rec *machineRecord, pid int, contro
 	if err := writeRecord(p.machineFile(rec.Machine, userDataFile), data); err != nil {
 		return err
 	}
-	if err := encoder.Encode(linkSpec{Address: machinePrefix(subnet), Gateway: hostPrefix(subnet).Addr()}); err != nil {
-		return err
-	}
+	// A first process that has failed already does not read this, but its answer says why.
+	sent := encoder.Encode(linkSpec{Address: machinePrefix(subnet), Gateway: hostPrefix(subnet).Addr()})
 	var reply bootReply
 	if err := json.NewDecoder(control).Decode(&reply); err != nil {
-		return fmt.Errorf("its first process does not answer (see %s): %w", p.LogPath(rec.Machine), err)
+		return fmt.Errorf("its first process ended, or hangs: %w; the end of its log: %s", errors.Join(sent, err), p.logTail(rec.Machine))
 	}
 	if reply.Error != "" {
 		return errors.New(reply.Error)
 	}
-	return nil
+	return sent
+}
+
+// logTail returns the end of a machine's log: a launch that failed removes the file.
+func (p *Provider) logTail(id bus.MachineID) string {
+	const limit = 2000
+	text := readText(p.LogPath(id))
+	return text[max(0, len(text)-limit):]
 }
 
 // prepareFiles makes what the machine needs before it boots, and decides on its nameservers.

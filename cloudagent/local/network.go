@@ -50,10 +50,10 @@ func connectMachine(ctx context.Context, machine bus.MachineID, pid int, within,
 	return subnet, nil
 }
 
-// disconnectMachine removes what connectMachine made.
+// disconnectMachine removes what connectMachine made. The rules go first: those without a link are everybody's to remove.
 func disconnectMachine(ctx context.Context, machine bus.MachineID) error {
 	name := hostLink(machine)
-	return errors.Join(removeLink(name), removeRules(ctx, func(link string) bool { return link == name }))
+	return errors.Join(removeRules(ctx, func(link string) bool { return link == name }), removeLink(name))
 }
 
 // bringUp gives the host's end its address. The route to the /30 is the claim on it: the kernel admits only one, so that

@@ -37,18 +37,20 @@ COMMIT
 
 // removeRules removes the rules of all veth ends for which match says so.
 func removeRules(ctx context.Context, match func(link string) bool) error {
-	var err error
-	for range 5 { // somebody else may remove the same rules, and then all of ours are refused
-		var script string
-		script, err = removalScript(ctx, match)
+	for tries := 0; ; tries++ {
+		script, err := removalScript(ctx, match)
 		if err != nil || script == "" {
 			return err
 		}
-		if err = restoreRules(ctx, script); err == nil {
-			return nil
+		err = restoreRules(ctx, script)
+		if err == nil || tries == 20 {
+			return err
+		}
+		// Somebody else has removed one of them meanwhile, and so none of ours was.
+		if err := pause(ctx, lockPause); err != nil {
+			return err
 		}
 	}
-	return err
 }
 
 func removalScript(ctx context.Context, match func(link string) bool) (string, error) {
