@@ -17,6 +17,8 @@ const (
 	// serverKey is the key to which the answer is sealed. A request without it was not encrypted, and is dropped.
 	serverKey = "Nats-Server-Xkey"
 
+	// serverPatience is how long a server waits for the answer.
+	serverPatience = time.Duration(authTimeout * float64(time.Second))
 	// sessionLife is how long a client stays before its token is checked again.
 	sessionLife = time.Hour
 	// refusedLife is how long a refused client may ask why.
@@ -60,13 +62,7 @@ func (c *Control) ServeCallout(ctx context.Context, authorize func(ctx context.C
 	}
 	slots := make(chan struct{}, calloutLimit)
 	sub, err := c.auth.QueueSubscribe(calloutSubject, serveGroup, func(m *nats.Msg) {
-		slots <- struct{}{}
-		c.goWork(func() {
-			defer func() { <-slots }()
-			if err := c.admit(m, authorize); err != nil {
-				c.log.Warn("client not admitted", "err", err)
-			}
-		})
+		c.goWork(func() { c.admitInTime(m, authorize, slots, time.Now()) })
 	})
 	if err != nil {
 		return fmt.Errorf("serve callout: %w", err)
@@ -78,6 +74,20 @@ func (c *Control) ServeCallout(ctx context.Context, authorize func(ctx context.C
 		return fmt.Errorf("serve callout: %w", err)
 	}
 	return nil
+}
+
+// admitInTime answers a request when it is its turn, unless the server has stopped waiting by then. When thousands of
+// clients come back at once, answering those who have given up would make everybody else give up too.
+func (c *Control) admitInTime(m *nats.Msg, authorize Authorizer, slots chan struct{}, came time.Time) {
+	slots <- struct{}{} // each holder is bounded in time, so this is too
+	defer func() { <-slots }()
+	if waited := time.Since(came); waited > serverPatience {
+		c.log.Warn("callout request dropped: the server has stopped waiting", "dur", waited)
+		return
+	}
+	if err := c.admit(m, authorize); err != nil {
+		c.log.Warn("client not admitted", "err", err)
+	}
 }
 
 // hello compares versions and tells the caller who it is, or why it is refused.

@@ -31,10 +31,11 @@ func TestRevocationCutsEveryHolderAndNobodyElseForLong(t *testing.T) {
 			require.ErrorIs(t, conn.Err(), bus.ErrRevokedToken)
 			require.False(t, conn.Connected())
 		}
-		require.Eventually(t, func() bool { return colleague.NATS().Stats().Reconnects >= 2 && colleague.Connected() },
-			20*time.Second, 10*time.Millisecond, "a good token comes back by itself after both pushes")
-		_, err := bus.ListProjects.Call(t.Context(), colleague, bus.Empty{})
-		require.NoError(t, err)
+		require.Eventually(t, func() bool { return colleague.NATS().Stats().Reconnects >= 1 }, time.Minute, 10*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := bus.ListProjects.Call(ctx, colleague, bus.Empty{})
+		require.NoError(t, err, "a good token comes back by itself")
 		require.Zero(t, neighbor.NATS().Stats().Reconnects, "other accounts notice nothing")
 		require.True(t, neighbor.Connected())
 	})
