@@ -42,7 +42,7 @@ func (d *demo) stop() error {
 	if len(left) > 0 {
 		return fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 	}
-	fmt.Println("nothing is left: no process, no mount, no network namespace or link, no cgroup")
+	fmt.Println("nothing is left: no process, no mount, no network link or rule, no cgroup")
 	return nil
 }
 
@@ -67,7 +67,7 @@ var (
 func (d *demo) build(ctx context.Context, source, image string) (result, error) {
 	args := []string{"build", "--progress=plain", "--secret", "id=seal,env=SEAL", "-o", "type=oci,dest=" + image, source}
 	fmt.Println("$ depotctl", strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "depotctl"), args...) //nolint:gosec // our own binary
+	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "depotctl"), args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	cmd.Env = append(d.Env(), "SEAL=a secret of the demo")

@@ -7,14 +7,16 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // leftovers finds whatever on this host still carries one of the names: the demo's directory, or a machine's id.
 func leftovers(names []string) ([]string, error) {
 	var left []string
-	for _, look := range []func([]string) ([]string, error){processes, cgroups, namespaces, links} {
+	for _, look := range []func([]string) ([]string, error){processes, cgroups, namespaces, links, rules} {
 		found, err := look(names)
 		if err != nil {
 			return nil, err
@@ -88,6 +90,27 @@ func namespaces(names []string) ([]string, error) {
 	return left, err
 }
 
+// rules finds packet filter rules of a machine: their comment ends with the name of its link.
+func rules(names []string) ([]string, error) {
+	saved, err := exec.Command("iptables-save").Output() //nolint:noctx // prints and ends
+	if err != nil {
+		return nil, fmt.Errorf("list packet filter rules: %w", err)
+	}
+	var left []string
+	for line := range strings.Lines(string(saved)) {
+		if _, link, ok := strings.Cut(line, "depot:"); ok && carries(strings.Trim(strings.Fields(link)[0], `"`), names) {
+			left = append(left, "packet filter rule "+strings.TrimSpace(line))
+		}
+	}
+	return left, nil
+}
+
+// carries reports whether a link is a machine's: the local provider names it dp- and the last characters of the id.
+func carries(link string, names []string) bool {
+	end, ok := strings.CutPrefix(link, "dp-")
+	return ok && slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, end) })
+}
+
 func links(names []string) ([]string, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -95,7 +118,7 @@ func links(names []string) ([]string, error) {
 	}
 	var left []string
 	for _, l := range all {
-		if anyIn([]byte(l.Name), names) {
+		if carries(l.Name, names) {
 			left = append(left, "network link "+l.Name)
 		}
 	}

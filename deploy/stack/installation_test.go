@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -82,7 +81,7 @@ func (in *installation) sweep(t testing.TB) {
 	if _, err := os.Stat(in.state); err != nil {
 		return
 	}
-	cmd := exec.Command(program(t, "depotd"), "--dir", in.state, "--listen", in.listen, "--stop-machines") //nolint:noctx // after the test's context
+	cmd := exec.Command(program(t, "depotd"), "--dir", in.state, "--listen", in.listen, "--stop-machines")
 	cmd.Env = in.env
 	out := newOutput()
 	cmd.Stdout, cmd.Stderr = out, out
@@ -156,7 +155,7 @@ var step = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "step")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "./testdata/step") //nolint:noctx // outlives the test that needs it first
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "./testdata/step")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
@@ -171,7 +170,7 @@ func source(t testing.TB, dockerfile ...string) string {
 	dir := t.TempDir()
 	binary, err := step()
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "step"), binary, 0o755)) //nolint:gosec // it is executed
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "step"), binary, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(strings.Join(dockerfile, "\n")+"\n"), 0o600))
 	return dir
 }
@@ -190,5 +189,3 @@ func eventually(t testing.TB, what string, check func() bool) {
 	t.Helper()
 	require.Eventually(t, check, patience, 50*time.Millisecond, what)
 }
-
-var native = bus.Arch(runtime.GOARCH)

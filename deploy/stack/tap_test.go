@@ -3,6 +3,7 @@ package stack_test
 import (
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,7 +44,7 @@ func (w *tap) hear(m bus.Heard) {
 func (w *tap) all() []bus.Heard {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.heard[:len(w.heard):len(w.heard)]
+	return slices.Clip(w.heard)
 }
 
 // line is a message as a test names it: its row, and the subject without account and ids.
