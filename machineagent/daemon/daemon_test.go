@@ -70,8 +70,7 @@ func launch(t *testing.T, adjust ...func(*Config)) *Daemon {
 	d, err := Launch(t.Context(), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		_ = d.Stop(context.Background())                           //nolint:usetesting // t.Context has ended
-		_ = exec.Command("ip", "link", "delete", cfg.Bridge).Run() // in case the daemon was killed
+		_ = d.Stop(context.Background()) //nolint:usetesting // t.Context has ended
 	})
 	return d
 }
@@ -173,6 +172,7 @@ func requireNothingLeft(t *testing.T, d *Daemon) {
 	require.NoError(t, err)
 	require.Empty(t, mounts)
 	require.ErrorIs(t, syscall.Kill(d.cmd.Process.Pid, 0), syscall.ESRCH)
+	require.NoDirExists(t, filepath.Join("/sys/class/net", d.cfg.Bridge))
 }
 
 func TestDaemon_DiesWithItsAgent(t *testing.T) {

@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +30,21 @@ func sweep(ctx context.Context, cfg Config) error {
 	}
 	if err := unmountBelow(cfg.CacheDir); err != nil {
 		return fmt.Errorf("remove what a daemon left behind: %w", err)
+	}
+	if err := deleteBridge(ctx, cfg); err != nil { // it is in nobody's way: the next daemon takes it over
+		cfg.Log.Warn("cannot delete a bridge that a daemon left behind", slog.Any("err", err))
+	}
+	return nil
+}
+
+// deleteBridge removes the bridge of a daemon that could not, or did not because it had found it there.
+func deleteBridge(ctx context.Context, cfg Config) error {
+	if _, err := os.Stat(filepath.Join("/sys/class/net", cfg.Bridge, "bridge")); cfg.HostNetwork || err != nil {
+		return nil //nolint:nilerr // there is none
+	}
+	ip := exec.CommandContext(ctx, "ip", "link", "delete", cfg.Bridge)
+	if out, err := ip.CombinedOutput(); err != nil {
+		return fmt.Errorf("delete bridge %s: %w: %s", cfg.Bridge, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
