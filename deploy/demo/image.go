@@ -111,7 +111,7 @@ func unpack(layer []byte, root string) error {
 		}
 		path := filepath.Join(root, filepath.Clean("/"+h.Name))
 		if h.Typeflag == tar.TypeDir {
-			err = os.MkdirAll(path, 0o755)
+			err = os.MkdirAll(path, 0o750)
 		} else {
 			err = writeFile(path, r, h.FileInfo().Mode())
 		}
@@ -122,7 +122,7 @@ func unpack(layer []byte, root string) error {
 }
 
 func writeFile(path string, from io.Reader, mode os.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode.Perm())

@@ -45,7 +45,7 @@ func newInstallation(t testing.TB) *installation {
 // shortDir is t.TempDir without the test's name, which is too long for the unix sockets below it.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "depot-")
+	dir, err := os.MkdirTemp("", "depot-") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
