@@ -54,8 +54,7 @@ func TestFlags_BecomeAConfiguration(t *testing.T) {
 func TestFlags_EachHasAVariable(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []reflect.Type{reflect.TypeFor[flags](), reflect.TypeFor[localFlags]()} {
-		for i := range kind.NumField() {
-			field := kind.Field(i)
+		for field := range kind.Fields() {
 			if field.Name == "Version" || field.Name == "Local" {
 				continue
 			}
