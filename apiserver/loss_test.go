@@ -171,7 +171,7 @@ func TestBuild_IsCanceledFromAnywhere(t *testing.T) {
 func TestBuild_EndsWhenClientAndConnectionsAreSilent(t *testing.T) {
 	t.Parallel()
 	timeouts := quick
-	timeouts.Silence = 3 * time.Second
+	timeouts.Silence = 5 * time.Second
 	w := newWorld(t, timeouts)
 	w.start(t) // a second replica, which must hear what the first hears
 	x := w.tenant(t, "acme")
@@ -182,8 +182,11 @@ func TestBuild_EndsWhenClientAndConnectionsAreSilent(t *testing.T) {
 	connected := c.untilState(t, c.create(t).Build, bus.BuildReady)
 	silent := c.untilState(t, c.create(t).Build, bus.BuildReady)
 	m := cloud.machine(connected.Leases[0].Machine)
-	began := time.Now()
-	for time.Since(began) < 7*time.Second {
+	ended := func(id bus.BuildID) bool {
+		b, ok := w.newest().mirrors.builds.get(string(id)) // to ask for a build is a sign of life
+		return ok && b.State.Ended()
+	}
+	for began := time.Now(); !ended(silent.Build) && time.Since(began) < patience; {
 		require.NoError(t, bus.BuildIsLive.Send(t.Context(), c.conn, bus.BuildLive{Build: pulsing.Build}))
 		require.NoError(t, bus.MachineIsLive.Send(t.Context(), m.connection(), bus.MachineReport{
 			DiskFreeBytes: 7, Live: []bus.LiveLease{{Lease: connected.Leases[0].Lease, Connections: 1}, {Lease: silent.Leases[0].Lease}},

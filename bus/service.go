@@ -14,9 +14,11 @@ import (
 const (
 	// defaultCall bounds a call whose context has no deadline.
 	defaultCall = 10 * time.Second
-	// callAttempt is how long one request waits for its answer before it is sent again: the API server that had it may
-	// have died with it. Every service of the table is idempotent, so a slow answer is no harm.
-	callAttempt = 2 * time.Second
+	// callAttempt is how long a request waits for its answer before it is sent again: the API server that had it may have
+	// died with it, and every service of the table is idempotent. Each further attempt waits twice as long, up to
+	// callAttemptMax, so that API servers that are merely slow are not buried under repeats.
+	callAttempt    = 2 * time.Second
+	callAttemptMax = 16 * time.Second
 )
 
 // Call sends req and waits for the answer, which is a *Fault if the API server refuses. The request is repeated until
@@ -69,7 +71,7 @@ func (c *Conn) call(ctx context.Context, row Row, req Message) (*nats.Msg, error
 // ask repeats the request until something answers it or ctx ends.
 func (c *Conn) ask(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	for attempt := 0; ; attempt++ {
-		once, cancel := context.WithTimeout(ctx, callAttempt)
+		once, cancel := context.WithTimeout(ctx, min(callAttempt<<min(attempt, 3), callAttemptMax))
 		answer, err := c.nc.RequestMsgWithContext(once, m)
 		cancel()
 		switch {
