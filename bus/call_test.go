@@ -180,8 +180,8 @@ func TestCloseFinishesWhatWasAccepted(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- second.Close() }()
 	select {
-	case <-closed:
-		t.Fatal("closed while a handler ran")
+	case err := <-closed:
+		t.Fatalf("closed while a handler ran: %v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(finish)

@@ -60,7 +60,7 @@ func TestAUserOfOneKindOfAccountIsNotAcceptedInAnother(t *testing.T) {
 }
 
 // asked is a callout request as a server would send it.
-func asked(t *testing.T, s *bustest.Server, token string, expires time.Time) (m *nats.Msg, answerTo nkeys.KeyPair) {
+func asked(t *testing.T, s *bustest.Server, token string, expires time.Time) *nats.Msg {
 	t.Helper()
 	server, err := nkeys.CreateServer()
 	require.NoError(t, err)
@@ -80,10 +80,10 @@ func asked(t *testing.T, s *bustest.Server, token string, expires time.Time) (m 
 	require.NoError(t, err)
 	sealed, err := box.Seal([]byte(text), s.Trust.CalloutKey())
 	require.NoError(t, err)
-	m = nats.NewMsg("$SYS.REQ.USER.AUTH")
+	m := nats.NewMsg("$SYS.REQ.USER.AUTH")
 	m.Reply, m.Sub, m.Data = "_INBOX_api.answer", nil, sealed
 	m.Header.Set("Nats-Server-Xkey", boxID)
-	return m, box
+	return m
 }
 
 func TestTheCalloutDropsWhatNobodyWaitsForAndWhatIsNotEncrypted(t *testing.T) {
@@ -94,12 +94,12 @@ func TestTheCalloutDropsWhatNobodyWaitsForAndWhatIsNotEncrypted(t *testing.T) {
 		decided.Add(1)
 		return bus.Grant{}, bus.ErrBadToken
 	}
-	stale, _ := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(-time.Minute))
+	stale := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(-time.Minute))
 	require.ErrorContains(t, s.Control.Admit(stale, authorize), "older than the server waits")
-	open, _ := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(time.Second))
+	open := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(time.Second))
 	open.Header.Del("Nats-Server-Xkey")
 	require.ErrorContains(t, s.Control.Admit(open, authorize), "not encrypted")
-	forged, _ := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(time.Second))
+	forged := asked(t, s, bus.NewToken().Reveal(), time.Now().Add(time.Second))
 	forged.Data[len(forged.Data)-1] ^= 1
 	require.ErrorContains(t, s.Control.Admit(forged, authorize), "open callout request")
 	require.Zero(t, decided.Load(), "nothing of it costs a look-up")

@@ -286,7 +286,7 @@ func (c *Conn) asyncError(_ *nats.Conn, _ *nats.Subscription, err error) {
 
 // stopped is called once, when the client library has given up or was closed.
 func (c *Conn) stopped(user *UserCredential, last error) {
-	reason := error(nats.ErrConnectionClosed)
+	reason := nats.ErrConnectionClosed
 	if user != nil && errors.Is(connectError(Config{User: user}, last), errRefusedUser) {
 		reason = userRefusal(user.JWT)
 	}

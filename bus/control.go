@@ -68,13 +68,13 @@ func OpenControl(ctx context.Context, cfg ControlConfig) (*Control, error) {
 
 func openControl(ctx context.Context, cfg ControlConfig) (*Control, error) {
 	if cfg.Trust == nil {
-		return nil, errors.New("Trust is required")
+		return nil, errors.New("no trust is given")
 	}
 	if cfg.Replicas == 0 {
 		cfg.Replicas = 1
 	}
 	if cfg.Replicas != 1 && cfg.Replicas != 3 {
-		return nil, fmt.Errorf("Replicas is %d, want 1 or 3", cfg.Replicas)
+		return nil, fmt.Errorf("want 1 or 3 replicas, not %d", cfg.Replicas)
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()

@@ -61,7 +61,7 @@ func TestEachRoleMayDoExactlyWhatTheTableSays(t *testing.T) {
 					case bus.KindHint, bus.KindEvents:
 						require.Equal(t, allowed, mayHear(t, s, row, m))
 					case bus.KindQueue:
-						require.Equal(t, allowed, mayConsume(t, s, row, m))
+						require.Equal(t, allowed, mayConsume(t, row, m))
 					default:
 						t.Fatalf("kind %q is not probed", row.Kind)
 					}
@@ -148,7 +148,7 @@ func mayHear(t *testing.T, s *bustest.Server, row bus.Row, m member) bool {
 }
 
 // mayConsume reports whether the member gets at the queue, under the names that a tenant has for it.
-func mayConsume(t *testing.T, s *bustest.Server, row bus.Row, m member) bool {
+func mayConsume(t *testing.T, row bus.Row, m member) bool {
 	t.Helper()
 	subject := "depot.js.CONSUMER.INFO." + row.Stream + ".me"
 	if err := m.conn.TryPublish(t.Context(), nats.NewMsg(subject)); err != nil {

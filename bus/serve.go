@@ -175,19 +175,19 @@ func (c *Control) answer(row Row, scope Scope, m *nats.Msg, handle receiver) {
 	c.reply(m, row, resp, err)
 }
 
-// errPanic is a handler's panic.
-type errPanic struct {
+// panicError is a handler's panic.
+type panicError struct {
 	value any
 	stack []byte
 }
 
-func (e *errPanic) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
 
 // protect turns a panic of one handler into its error, so that one bad request does not end all others.
 func protect(ctx context.Context, from Caller, m *nats.Msg, handle receiver) (resp Message, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			resp, err = nil, &errPanic{v, debug.Stack()}
+			resp, err = nil, &panicError{v, debug.Stack()}
 		}
 	}()
 	return handle(ctx, from, m)

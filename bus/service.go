@@ -164,7 +164,7 @@ func (c *Conn) confirm(ctx context.Context, subject string, operate func() error
 		return err
 	}
 	// A denial arrives before the answer to the flush, but is reported from another goroutine.
-	if after := c.nc.LastError(); errors.Is(after, nats.ErrPermissionViolation) && after != before {
+	if after := c.nc.LastError(); errors.Is(after, nats.ErrPermissionViolation) && after != before { //nolint:errorlint // the same error or a new one?
 		_ = sleep(ctx, time.Second)
 	}
 	return context.Cause(ctx)
