@@ -151,6 +151,9 @@ func (r *tally) stillRunning() {
 			names = append(names, k.pkg+"."+k.test)
 		}
 	}
+	if len(names) == 0 {
+		names = append(names, "the compiler")
+	}
 	const shown = 4
 	more := ""
 	if len(names) > shown {
