@@ -103,6 +103,9 @@ func (p *Provider) boot(ctx context.Context, rec *machineRecord, pid int, contro
 		return err
 	}
 	rec.Subnet = subnet.String()
+	if err := p.writeMachine(*rec); err != nil { // before the program runs: a crash from here on must not lose its address
+		return err
+	}
 	data.Listen = net.JoinHostPort(machinePrefix(subnet).Addr().String(), strconv.Itoa(p.cfg.Port))
 	data.Addresses = []string{data.Listen}
 	if err := data.Validate(); err != nil {
