@@ -85,11 +85,22 @@ func (m *machine) register(ctx context.Context) (bus.MachineCredential, error) {
 	return bus.RegisterMachine.Call(ctx, conn, m.claim(challenge.Challenge))
 }
 
-// serve registers and then does what it is told, until ctx ends.
+// serve registers and then does what it is told, until ctx ends. What goes wrong is tried again: a registration too,
+// with a fresh challenge, because its answer may have been lost.
 func (m *machine) serve(ctx context.Context) {
+	for ctx.Err() == nil {
+		m.session(ctx)
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (m *machine) session(ctx context.Context) {
 	credential, err := m.register(ctx)
 	if err != nil {
-		return // its machine is not wanted any more, or the test is over
+		return
 	}
 	cfg := m.w.bus.Config()
 	cfg.User = &bus.UserCredential{Machine: m.id, JWT: credential.JWT, Sign: m.user.Sign}
