@@ -58,6 +58,8 @@ func (c *Conn) call(ctx context.Context, row Row, req Message) (*nats.Msg, error
 			return answer, readFault(answer)
 		}
 		return answer, nil
+	case c.Err() != nil: // why the connection has ended says more than what a refused one may not ask
+		return nil, c.Err()
 	case errors.Is(cause, ErrForbidden), errors.Is(caller.Err(), context.Canceled):
 		return nil, cause
 	case ctx.Err() == nil:
