@@ -65,11 +65,10 @@ func (c *Control) tenantClaims(ctx context.Context, scope Scope, account, name s
 
 // RevokeSessions cuts every session that the account has, and those that are admitted just now; holders of tokens that
 // are still good come back by themselves. The token that is meant must be gone from the records already. The second
-// push, after 2 s, happens in the background, until Close.
+// push, after 2 s, happens in the background, until it succeeds or Close; after an error, which may mean no more than
+// that the server was slow, it is the one that counts.
 func (c *Control) RevokeSessions(ctx context.Context, scope Scope, account, name string) error {
-	if err := c.revoke(ctx, scope, account, name); err != nil {
-		return fmt.Errorf("revoke sessions of %s %s: %w", scope, name, err)
-	}
+	err := c.revoke(ctx, scope, account, name)
 	c.goWork(func() {
 		if sleep(c.life, revokeAgain) != nil {
 			return
@@ -87,6 +86,9 @@ func (c *Control) RevokeSessions(ctx context.Context, scope Scope, account, name
 			}
 		}
 	})
+	if err != nil {
+		return fmt.Errorf("revoke sessions of %s %s: %w", scope, name, err)
+	}
 	return nil
 }
 

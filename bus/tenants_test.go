@@ -14,7 +14,10 @@ import (
 
 func TestRevocationCutsEveryHolderAndNobodyElseForLong(t *testing.T) {
 	onEveryForm(t, func(t *testing.T, s *bustest.Server) {
-		const holders = 200
+		holders := 200
+		if raceDetector {
+			holders = 20
+		}
 		o, _ := s.Default(t)
 		serveProjects(t, s.Control)
 		token := s.Admit(bus.Grant{Role: bus.RoleUser, Account: o.Account, Organization: o.ID})
@@ -25,15 +28,15 @@ func TestRevocationCutsEveryHolderAndNobodyElseForLong(t *testing.T) {
 		colleague, neighbor := s.User(t), s.Agent(t)
 
 		s.Revoke(token.ID)
-		require.NoError(t, s.Control.RevokeSessions(t.Context(), bus.ScopeOrganization, o.Account, string(o.ID)))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.NoError(t, s.Control.RevokeSessions(ctx, bus.ScopeOrganization, o.Account, string(o.ID)))
 		for _, conn := range cut {
 			waitDone(t, conn)
 			require.ErrorIs(t, conn.Err(), bus.ErrRevokedToken)
 			require.False(t, conn.Connected())
 		}
 		require.Eventually(t, func() bool { return colleague.NATS().Stats().Reconnects >= 1 }, time.Minute, 10*time.Millisecond)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
 		_, err := bus.ListProjects.Call(ctx, colleague, bus.Empty{})
 		require.NoError(t, err, "a good token comes back by itself")
 		require.Zero(t, neighbor.NATS().Stats().Reconnects, "other accounts notice nothing")
