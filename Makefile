@@ -17,7 +17,8 @@ source.machineagent := ./machineagent/cmd/machineagent
 
 # PACKAGES, RUN and TESTFLAGS narrow a test: make test PACKAGES=./bus/... RUN=TestTable
 PACKAGES  ?= ./...
-TESTFLAGS ?= -race -timeout=20m
+# One package at a time: the tests of most start processes and machines of their own, which share the processors.
+TESTFLAGS ?= -race -p=1 -timeout=20m
 ifdef RUN
 TESTFLAGS += -run='$(RUN)'
 endif
@@ -38,6 +39,7 @@ test: ## all tests; the last line is the sum
 	@scripts/setup test
 	@scripts/tools --link $(BIN) run test
 	@$(MAKE) --no-print-directory build
+	@echo "test: compiling" && go test -race -exec=true $(PACKAGES) >/dev/null
 	@DEPOT_TOOLS=$(BIN) go run ./scripts/testreport $(TESTFLAGS) $(PACKAGES)
 
 test-offline: ## all tests in a network namespace with only loopback, without the module proxy
