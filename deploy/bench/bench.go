@@ -37,7 +37,7 @@ func (b *bench) stop() error { return errors.Join(b.conn.Close(), b.inst.Stop())
 
 // tool is a command among the built programs and tools.
 func (b *bench) tool(ctx context.Context, env []string, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, name), args...) //nolint:gosec // our own tools
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, name), args...)
 	cmd.Env = append(b.inst.Env(), env...)
 	return cmd
 }

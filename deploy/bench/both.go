@@ -63,8 +63,10 @@ func (b *bench) startBoth(ctx context.Context) (*both, error) {
 		return nil, errors.Join(err, listener.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	two := &both{daemon: d, served: make(chan error, 1), cancel: cancel,
-		ways: []way{{"BuildKit's own TLS", port, own}, {"through the front", listener.Addr().String(), fronted}}}
+	two := &both{
+		daemon: d, served: make(chan error, 1), cancel: cancel,
+		ways: []way{{"BuildKit's own TLS", port, own}, {"through the front", listener.Addr().String(), fronted}},
+	}
 	go func() { two.served <- f.Serve(ctx, listener) }()
 	return two, nil
 }

@@ -80,8 +80,10 @@ func (b *bench) transfer(ctx context.Context, d *both, w way, source, phase stri
 		return err
 	}
 	c := w.set.client
-	all := append([]string{"--addr", "tcp://" + w.address, "--tlscacert", c.ca, "--tlscert", c.cert, "--tlskey", c.key, "--tlsservername", w.set.lease,
-		"build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context=" + source, "--local", "dockerfile=" + source}, args...)
+	all := append([]string{
+		"--addr", "tcp://" + w.address, "--tlscacert", c.ca, "--tlscert", c.cert, "--tlskey", c.key, "--tlsservername", w.set.lease,
+		"build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context=" + source, "--local", "dockerfile=" + source,
+	}, args...)
 	out, err := output(b.tool(ctx, nil, "buildctl", all...))
 	if err != nil {
 		return err

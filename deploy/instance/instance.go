@@ -49,7 +49,7 @@ func Start(ctx context.Context, cfg Config) (*Instance, error) {
 	}
 	defer log.Close()
 	args := append([]string{"--dir", i.StateDir(), "--listen", "127.0.0.1:0", "--stop-machines"}, cfg.Args...)
-	i.cmd = exec.Command(filepath.Join(cfg.Bin, "depotd"), args...) //nolint:gosec,noctx // Stop ends it, and waits
+	i.cmd = exec.Command(filepath.Join(cfg.Bin, "depotd"), args...) //nolint:noctx // Stop ends it, and waits
 	i.cmd.Env, i.cmd.Stderr = i.Env(), log
 	out, err := i.cmd.StdoutPipe()
 	if err != nil {
