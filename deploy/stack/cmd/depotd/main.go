@@ -35,12 +35,10 @@ func main() {
 	kong.Parse(&f, kong.Description("depot's control plane in one process."), kong.Vars{"version": version})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
-	err := run(ctx, f)
-	if err == nil {
-		return
+	if err := run(ctx, f); err != nil {
+		fmt.Fprintln(os.Stderr, "depotd:", stack.Explain(err))
+		os.Exit(1)
 	}
-	fmt.Fprintln(os.Stderr, "depotd:", stack.Explain(err))
-	os.Exit(1)
 }
 
 func run(ctx context.Context, f flags) error {
