@@ -77,6 +77,7 @@ func TestDepotd_EndsWhenItsDiskFillsUpAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	in := newInstallation(t)
 	in.state = mount(t, 0, "size=256m")
+	defer in.sweep(t) // before the mount goes, and the machines' directory with it
 	first := in.depotd(t)
 	context := counted(t)
 	require.Equal(t, "1", in.count(t, context))
@@ -87,9 +88,10 @@ func TestDepotd_EndsWhenItsDiskFillsUpAndLosesNothing(t *testing.T) {
 	requireEnd(t, first, 1, `depotd: the disk of the state directory .* is full: \d+ MiB are free`)
 
 	require.NoError(t, os.Remove(ballast))
-	in.depotd(t)
+	second := in.depotd(t)
 	require.Equal(t, known, in.builds(t))
 	require.Equal(t, "1", in.count(t, context))
+	second.stop(t) // for the sweep
 }
 
 // requireEnd checks that a program ended with the code and a line that matches.
