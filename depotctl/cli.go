@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
@@ -54,6 +55,9 @@ type app struct {
 // Main runs depotctl with its arguments and returns the exit code. The first Ctrl-C ends what runs in good order, the
 // second at once.
 func Main(args []string) int {
+	// Nothing of ours writes to the standard logger. The HTTP/2 server inside BuildKit's session does, when a build's last
+	// connection ends while it still has something to say; that is nobody's news, and spoils --quiet.
+	log.SetOutput(io.Discard)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
